@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ships inside checkpoints: flat files that need torch and transformers only."""

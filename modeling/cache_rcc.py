@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KV caches whose first entries are memory.
+
+Two lengths matter. The *logical* length is the number of `generate`'s own input tokens that the cache stands for
+(compressed or raw); `generate` slices by it. The *physical* length is the number of entries a query can attend to;
+masks are built from it. `Cache.get_seq_length` is the first, `Cache.get_query_offset` the second.
+"""
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from .compressed_rcc import RCCMemory
+
+
+class ReadOnlyLayer(DynamicLayer):
+    """Shows memory and new tokens side by side but stores nothing, so that a checkpointed layer can be replayed."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            return key_states, value_states
+        return torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
+
+
+class RCCCache(Cache):
+    """`[memory slots | local tokens]` for every layer.
+
+    It is made from a memory (or none) and filled at its first use, when the model knows how much of the prompt has to
+    be compressed too.
+
+    Attributes:
+        memory: what the cache is filled from; None for no memory.
+        compress_prompt: whether a prompt longer than the window is compressed at the first use.
+        ratio: tokens per slot for that compression; None for the configuration's.
+        mask: `[B, physical]`, 0 at padding; None if every entry is real.
+        started: whether the cache has been filled.
+        num_slots: slots in front, padding included; 0 until started.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        memory: RCCMemory | None = None,
+        *,
+        compress_prompt: bool = False,
+        ratio: int | None = None,
+        read_only: bool = False,
+    ):
+        layer_class = ReadOnlyLayer if read_only else DynamicLayer
+        super().__init__(layers=[layer_class() for _ in range(num_layers)])
+        self.memory = memory
+        self.compress_prompt = compress_prompt
+        self.ratio = ratio
+        self.read_only = read_only
+        self.mask: Tensor | None = None
+        self.started = False
+        self.num_slots = 0
+        self._offset = 0  # logical minus physical length
+        self._protected = 0  # entries that belong to the memory
+
+    def start(
+        self, slots: list[tuple[Tensor, Tensor]], mask: Tensor | None, local_length: int, input_length: int
+    ) -> None:
+        """Put the slots in front.
+
+        Args:
+            slots: key and value `[B, H, M, D]` of every layer, or an empty list.
+            mask: `[B, M]`, or None if all slots are real.
+            local_length: tokens that the first forward call decodes: raw ones of the memory, and of the prompt what
+                was not compressed.
+            input_length: tokens of the prompt, by which `generate` counts.
+        """
+        for layer, (keys, values) in zip(self.layers, slots, strict=bool(slots)):
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys, values
+        self.mask, self.memory, self.started = mask, None, True
+        self.num_slots = self.physical_length
+        self._offset = input_length - local_length - self.num_slots
+        self._protected = self.num_slots + max(0, local_length - input_length)
+
+    @property
+    def physical_length(self) -> int:
+        """Entries of the cache, slots and raw tokens."""
+        return self.layers[0].get_seq_length()
+
+    def extend_mask(self, new: Tensor | None, batch_size: int, query_length: int) -> Tensor | None:
+        """The mask `[B, physical + query_length]` for the next tokens, whose own mask is `new` `[B, query_length]`."""
+        if new is None and self.mask is None:
+            return None
+        like = self.mask if new is None else new
+        parts = (self.mask, new)
+        lengths = (self.physical_length, query_length)
+        return torch.cat(
+            [like.new_ones(batch_size, n) if m is None else m.to(like) for m, n in zip(parts, lengths, strict=True)], 1
+        )
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """The logical length: tokens of `generate`'s input that are in the cache."""
+        return max(0, self.physical_length + self._offset)
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """The physical length, from which masks are built."""
+        return self.physical_length
+
+    def reset(self) -> None:
+        """Forget the local tokens, keep the memory."""
+        self.crop(self._protected - self.physical_length)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last `-tokens_to_remove` raw tokens.
+
+        Raises:
+            ValueError: if that would cut into the memory, which cannot be undone.
+        """
+        if tokens_to_remove > 0:  # an absolute length, as older versions pass it
+            tokens_to_remove -= self.get_seq_length()
+        if -tokens_to_remove > self.physical_length - self._protected:
+            raise ValueError(
+                f"cannot remove {-tokens_to_remove} tokens: {self.physical_length - self._protected} are raw, "
+                "the rest is compressed memory. Crop fewer tokens, or start again from the memory."
+            )
+        if tokens_to_remove < 0:
+            super().crop(tokens_to_remove)
+            self.mask = None if self.mask is None else self.mask[:, :tokens_to_remove]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._map_mask(lambda mask: mask.index_select(0, beam_idx.to(mask.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._map_mask(lambda mask: mask.repeat_interleave(repeats, 0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._map_mask(lambda mask: mask[indices.to(mask.device)])
+
+    def _map_mask(self, function) -> None:
+        self.mask = None if self.mask is None else function(self.mask)

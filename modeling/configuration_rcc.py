@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`RCCConfig`: a base model's configuration plus how its context is compressed."""
+
+import transformers
+from transformers import AutoConfig, PreTrainedConfig
+
+from .schemes_rcc import complete_options
+
+MINIMUM_TRANSFORMERS = (5, 16)
+
+
+def check_transformers(version: str) -> None:
+    """Refuse a transformers whose masks would let tokens see the future when memory is in front (below 5.14) or whose
+    activation checkpointing drops it (below 5.15).
+
+    Raises:
+        ImportError: if `version` is older than we support.
+    """
+    if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_TRANSFORMERS:
+        needed = ".".join(map(str, MINIMUM_TRANSFORMERS))
+        raise ImportError(
+            f"RCC needs transformers {needed} or newer, and this is {version}: older versions compute wrong results "
+            f"with compressed memory. Run: pip install -U 'transformers>={needed}'"
+        )
+
+
+check_transformers(transformers.__version__)
+
+
+class RCCConfig(PreTrainedConfig):
+    """Configuration of a base language model that reads long contexts through a compressed memory.
+
+    Args:
+        text_config: configuration of the base model (or its dictionary), verbatim.
+        scheme: name of the memory scheme.
+        scheme_options: options of the scheme; missing ones are filled with defaults.
+        ratio: source tokens per slot unless a call says otherwise; divides `segment_length`.
+        segment_length: tokens that are compressed together, `W`.
+        window: `generate` leaves prompts of at most so many tokens alone, and keeps at most so many raw of a longer
+            one; at least `segment_length`. Default: 4 segments, but no more than half of the base's range.
+        encode_batch_tokens: how many tokens the compressor sees in one forward call.
+        base_model_name_or_path: where the base's weights came from.
+        adapter_only: whether the checkpoint holds the compressor alone, and the base is loaded from elsewhere.
+        base_fingerprint: fingerprint of the base's weights that an adapter-only checkpoint was made with.
+        reconstruction_prompt_ids: ids of the prompt after which the model was trained to repeat its memory.
+
+    Raises:
+        ValueError: if a number is out of range, or the scheme is unknown.
+        TypeError: if the scheme has no such option.
+    """
+
+    model_type = "rcc"
+    sub_configs = {"text_config": AutoConfig}
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    def __init__(
+        self,
+        text_config=None,
+        scheme: str = "rcc",
+        scheme_options: dict | None = None,
+        ratio: int = 32,
+        segment_length: int = 1024,
+        window: int | None = None,
+        encode_batch_tokens: int = 16384,
+        base_model_name_or_path: str | None = None,
+        adapter_only: bool = False,
+        base_fingerprint: str | None = None,
+        reconstruction_prompt_ids: list[int] | None = None,
+        tie_word_embeddings: bool | None = None,
+        **kwargs,
+    ):
+        if text_config is None:
+            text_config = AutoConfig.for_model("llama")
+        elif isinstance(text_config, dict):
+            text_config = AutoConfig.for_model(**{"model_type": "llama", **text_config})
+        self.text_config = text_config
+        self.scheme = scheme
+        self.scheme_options = complete_options(scheme, scheme_options)
+        self.ratio = ratio
+        self.segment_length = segment_length
+        self.window = self._default_window() if window is None else window
+        self.encode_batch_tokens = encode_batch_tokens
+        self.base_model_name_or_path = base_model_name_or_path
+        self.adapter_only = adapter_only
+        self.base_fingerprint = base_fingerprint
+        self.reconstruction_prompt_ids = reconstruction_prompt_ids
+        self._check_numbers()
+        if tie_word_embeddings is None:
+            tie_word_embeddings = bool(getattr(text_config, "tie_word_embeddings", False))
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id", "dtype"):
+            kwargs.setdefault(name, getattr(text_config, name, None))
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+
+    @property
+    def max_positions(self) -> int | None:
+        """Positions that the base was trained for; None if its configuration does not say."""
+        return getattr(self.text_config, "max_position_embeddings", None)
+
+    def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
+        """The base's configuration, which caches and `generate` ask for."""
+        return self.text_config
+
+    def check_ratio(self, ratio: int | None) -> int:
+        """The ratio to use: `ratio`, or the configured one for None.
+
+        Raises:
+            ValueError: if it does not divide the segment length.
+        """
+        ratio = self.ratio if ratio is None else ratio
+        if not isinstance(ratio, int) or ratio < 1 or self.segment_length % ratio:
+            raise ValueError(
+                f"ratio={ratio!r} does not divide segment_length={self.segment_length}; "
+                f"choose one of {', '.join(map(str, self.possible_ratios()))}"
+            )
+        return ratio
+
+    def possible_ratios(self) -> list[int]:
+        """All ratios that divide the segment length, ascending."""
+        return [r for r in range(1, self.segment_length + 1) if self.segment_length % r == 0]
+
+    def _default_window(self) -> int:
+        half = self.max_positions // 2 if self.max_positions else 4 * self.segment_length
+        return max(self.segment_length, min(4 * self.segment_length, half))
+
+    def _check_numbers(self) -> None:
+        for name in ("segment_length", "encode_batch_tokens"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1")
+        if self.max_positions and self.segment_length > self.max_positions:
+            raise ValueError(
+                f"segment_length={self.segment_length} is longer than the base's range of {self.max_positions} "
+                "positions; choose a shorter segment"
+            )
+        if not isinstance(self.window, int) or self.window < self.segment_length:
+            raise ValueError(
+                f"window={self.window!r} is shorter than segment_length={self.segment_length}: what is left behind "
+                "the last whole segment would not fit. Choose a larger window or a shorter segment"
+            )
+        self.check_ratio(self.ratio)

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From base models and checkpoints to RCC models, and back to disk: full, or the compressor alone."""
+
+import inspect
+import json
+import os
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, logging
+
+from .configuration_rcc import RCCConfig
+from .families_rcc import family_of
+from .fingerprint_rcc import fingerprint_base, is_trained_part
+from .schemes_rcc import option_names
+
+logger = logging.get_logger(__name__)
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_rcc.RCCConfig",
+    "AutoModel": "modeling_rcc.RCCModel",
+    "AutoModelForCausalLM": "modeling_rcc.RCCForCausalLM",
+}
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+LOADING_ARGUMENTS = (
+    *HUB_ARGUMENTS,
+    *("attn_implementation", "device_map", "disable_mmap", "dtype", "experts_implementation", "max_memory"),
+    *("offload_buffers", "offload_folder", "quantization_config", "torch_dtype", "trust_remote_code"),
+    *("use_safetensors", "variant", "weights_only"),
+)
+_OWN_FIELDS = {"text_config", "scheme_options", "adapter_only", "base_fingerprint", "base_model_name_or_path", "kwargs"}
+CONFIG_ARGUMENTS = tuple(n for n in inspect.signature(RCCConfig.__init__).parameters if n not in _OWN_FIELDS | {"self"})
+
+
+class LoadingMixin:
+    """`from_base`, `from_pretrained` and `save_pretrained` of the RCC models."""
+
+    _decoder_prefix = ""  # where the base's backbone sits below this class
+
+    @classmethod
+    def from_base(cls, base: str | os.PathLike, *, scheme: str = "rcc", **kwargs):
+        """Put a fresh compressor on a base checkpoint. Un-compressed, the result computes what the base does.
+
+        Args:
+            base: id on the Hub, or a folder.
+            scheme: name of the memory scheme.
+            kwargs: fields of `RCCConfig` (`ratio`, `segment_length`, `window`, ...), options of the scheme (`wiring`,
+                `write_rank`, ...), and arguments of `from_pretrained` (`dtype`, `device_map`, `quantization_config`, ...).
+
+        Raises:
+            TypeError: if an argument is none of these.
+            ValueError: if the base's type is not known, or the folder holds no checkpoint.
+        """
+        options, fields, loading = _sort_arguments(scheme, kwargs)
+        hub = {name: loading[name] for name in HUB_ARGUMENTS if name in loading}
+        _check_folder(base)
+        text_config = AutoConfig.from_pretrained(base, **hub, trust_remote_code=loading.get("trust_remote_code"))
+        family_of(text_config)
+        config = RCCConfig(
+            text_config=text_config,
+            scheme=scheme,
+            scheme_options=options,
+            base_model_name_or_path=os.fspath(base),
+            **fields,
+        )
+        return cls._load_base(base, config, **loading)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, base_model=None, **kwargs):
+        """Load an RCC checkpoint, full or adapter-only; arguments as for any model of transformers.
+
+        Args:
+            base_model: where an adapter-only checkpoint finds its base, instead of the place its configuration names.
+
+        Raises:
+            ValueError: if the folder holds no RCC checkpoint, or an adapter-only one does not fit its base.
+        """
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        if not isinstance(config, PreTrainedConfig):
+            config = cls._read_config(pretrained_model_name_or_path if config is None else config, hub)
+        if not getattr(config, "adapter_only", False):
+            if base_model is not None:
+                raise ValueError(f"{pretrained_model_name_or_path} is a full checkpoint: base_model has no use here")
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        base = base_model or config.base_model_name_or_path
+        if base is None:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds the compressor alone and does not say where its base is; "
+                "pass base_model='<id or folder>'"
+            )
+        for name in ("revision", "subfolder", "variant"):  # these speak of the compressor's repository
+            kwargs.pop(name, None)
+        model = cls._load_base(base, config, **kwargs)
+        loaded = model[0] if isinstance(model, tuple) else model
+        loaded._load_compressor(pretrained_model_name_or_path, hub)
+        loaded.config.adapter_only = False
+        return model
+
+    def save_pretrained(self, save_directory, adapter_only: bool = False, state_dict=None, **kwargs):
+        """Write the checkpoint with its code, so that it loads without rcc_hf.
+
+        Args:
+            adapter_only: write the compressor alone (the base is found again by `config.base_model_name_or_path`, or
+                given to `from_pretrained` as `base_model`).
+        """
+        if self._auto_class is not None:
+            self.config.auto_map = dict(AUTO_MAP)
+        if not adapter_only:
+            return super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        state_dict = self.state_dict() if state_dict is None else state_dict
+        state_dict = {name: tensor for name, tensor in state_dict.items() if is_trained_part(name)}
+        self.config.adapter_only, self.config.base_fingerprint = True, fingerprint_base(_backbone(self))
+        try:
+            return super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        finally:
+            self.config.adapter_only, self.config.base_fingerprint = False, None
+
+    def freeze_base(self) -> None:
+        """Let only the compressor's parameters be trained."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(is_trained_part(name))
+
+    @classmethod
+    def _read_config(cls, source, hub: dict):
+        _check_folder(source)
+        found, _ = PreTrainedConfig.get_config_dict(source, **hub)
+        if found.get("model_type") != cls.config_class.model_type:
+            raise ValueError(
+                f"{source} is a {found.get('model_type')!r} checkpoint, not an RCC one; "
+                f"turn it into one with {cls.__name__}.from_base({str(source)!r})"
+            )
+        return cls.config_class.from_pretrained(source, **hub)
+
+    @classmethod
+    def _load_base(cls, base, config, **kwargs):
+        """A model with the weights of a base checkpoint and a fresh compressor."""
+        _check_folder(base)
+        family, wants_info = family_of(config.text_config), kwargs.pop("output_loading_info", False)
+        mapping = {rf"^{family.backbone}\.": cls._decoder_prefix, rf"^{family.head}\.": "lm_head."}
+        config._fresh_compressor = True
+        try:
+            model, info = super().from_pretrained(
+                base, config=config, key_mapping=mapping, output_loading_info=True, **kwargs
+            )
+        finally:
+            del config._fresh_compressor
+        model.config.__dict__.pop("_fresh_compressor", None)
+        model._weight_conversions = None  # or save_pretrained would give the weights the base's names again
+        if info["missing_keys"]:
+            raise ValueError(
+                f"the base at {base} lacks weights that its configuration ({config.text_config.model_type}) needs: "
+                f"{sorted(info['missing_keys'])[:5]} ..."
+            )
+        return (model, info) if wants_info else model
+
+    def _load_compressor(self, source, hub: dict) -> None:
+        file = cached_file(source, SAFE_WEIGHTS_NAME, **hub)
+        own = {name: p for name, p in self.named_parameters() if is_trained_part(name)}
+        stored = load_file(file)
+        if not self._decoder_prefix.startswith("model."):  # the backbone alone, from a causal LM's checkpoint
+            stored = {name.removeprefix("model."): tensor for name, tensor in stored.items()}
+        wrong = {
+            n for n in own.keys() | stored.keys() if n not in own or n not in stored or own[n].shape != stored[n].shape
+        }
+        if wrong:
+            raise ValueError(
+                f"the compressor in {source} does not fit its configuration; it differs in {sorted(wrong)[:5]}"
+            )
+        if any(p.device.type == "meta" for p in own.values()):
+            raise ValueError(
+                "an adapter-only checkpoint cannot be loaded with layers offloaded to disk; load it on a device, save it "
+                "in full with save_pretrained, and load that"
+            )
+        self.load_state_dict(stored, strict=False)
+        found, expected = fingerprint_base(_backbone(self)), self.config.base_fingerprint
+        if expected is not None and found != expected:
+            logger.warning(
+                f"the base's weights (fingerprint {found}) are not those that this compressor was trained on "
+                f"({expected}). That is expected if the base is quantised; otherwise give the right base_model."
+            )
+
+
+def _backbone(model) -> nn.Module:
+    """The RCC model below a head, or the model itself."""
+    return getattr(model, model.base_model_prefix, model)
+
+
+def _sort_arguments(scheme: str, kwargs: dict) -> tuple[dict, dict, dict]:
+    """Options of the scheme, fields of the configuration, arguments of loading."""
+    known = (option_names(scheme), CONFIG_ARGUMENTS, LOADING_ARGUMENTS)
+    unknown = sorted(set(kwargs).difference(*known))
+    if unknown:
+        raise TypeError(
+            f"from_base() does not know {', '.join(unknown)}. Options of scheme {scheme!r}: {', '.join(known[0])}. "
+            f"Fields of RCCConfig: {', '.join(known[1])}. Arguments of loading: {', '.join(known[2])}."
+        )
+    return tuple({name: kwargs[name] for name in names if name in kwargs} for names in known)
+
+
+def _check_folder(source) -> None:
+    """Refuse an existing folder that is no checkpoint, before a lookup on the Hub hides the reason."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} is no checkpoint: it has no config.json. Give a folder that save_pretrained wrote.")
+    try:
+        json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is damaged: {error}. Save or download the checkpoint again.") from error

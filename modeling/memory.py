@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a memory scheme is: verbs over a value.
+
+`empty -> write, write, ... -> keep -> read -> keys and values the decoder attends to -> refresh`; training goes
+`write -> decode` with the graph kept.
+
+Letters for shapes, the same everywhere: `B` batch, `T` tokens, `S` segments, `W` tokens of a segment, `M` slots,
+`L` layers, `H` key/value heads, `D` width (of a head in `[B, H, M, D]`).
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+State = Any
+"""A pytree of tensors, one entry per layer; batch is axis 0 and slots are axis -2. It owns all that a scheme remembers."""
+
+
+class MemoryScheme(ABC):
+    """One way to remember. It owns no weights: those sit in the decoder's layers, where `build` puts them."""
+
+    name: ClassVar[str]
+    independent_writes: ClassVar[bool] = True
+    """Whether a segment is written without looking at earlier ones; then many are written as rows of one batch."""
+    query_dependent: ClassVar[bool] = False
+    """Whether what `read` shows changes with the tokens that follow; then `refresh` does something."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """The scheme's entries of `RCCConfig.scheme_options`."""
+
+    def __init__(self, options: "MemoryScheme.Options"):
+        self.options = options
+
+    @abstractmethod
+    def build(self, decoder: nn.Module) -> None:
+        """Add what is trained inside the decoder's layers, as `layer.rcc`; the base's own weights keep their names."""
+
+    @abstractmethod
+    def empty(self, decoder: nn.Module, batch_size: int) -> State:
+        """The memory of nothing."""
+
+    @abstractmethod
+    def write(self, decoder: nn.Module, state: State, segment: Tensor, ratio: int) -> State:
+        """Remember one more segment in every row: ids `[B, W]` or embeddings `[B, W, D]`. `state` stays as it was."""
+
+    @abstractmethod
+    def keep(self, decoder: nn.Module, state: State) -> State:
+        """The form in which a memory stores a state: free of positions, as small as `read` allows."""
+
+    @abstractmethod
+    def read(self, decoder: nn.Module, kept: State, position_ids: Tensor, mask: Tensor | None) -> list:
+        """Keys and values `[B, H, M, D]` of every layer for slots at `position_ids` `[B, M]`; `mask` is 0 at padding."""
+
+    def refresh(self, decoder: nn.Module, cache: Any, input_ids: Tensor) -> None:
+        """Called before each decoder step of a query-dependent scheme, with the tokens about to be decoded `[B, T]`."""
+
+    @abstractmethod
+    def decode(self, decoder: nn.Module, state: State, inputs_embeds: Tensor, mask: Tensor | None, **kwargs) -> Any:
+        """The training path: decode `[B, T, D]` behind `state` in one pass that keeps the graph and no cache.
+
+        The base's output comes back with `M` slot rows in front of the `T` local ones.
+        """

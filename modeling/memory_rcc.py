@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The RCC scheme: states of every layer at every r-th token, which enter the decoder layer by layer."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .adapters_rcc import LayerAdapters, LowRankAdapter, SlotMap
+from .cache_rcc import RCCCache
+from .families_rcc import adaptable_linears, rotate_keys
+from .memory import MemoryScheme
+from .passes_rcc import Pass, adapter_key, enter_pass, install_hooks
+
+WIRINGS = ("replace", "add")
+
+
+class RCCScheme(MemoryScheme):
+    """Recurrent Context Compression (https://arxiv.org/abs/2406.06110, section 3).
+
+    The compressor is the base with write adapters. Its state at layer i is the input of layer i at every r-th token
+    (paper: the encoder's hidden states; states of the last layer's output reach no key or value and are left out).
+    A slot's row enters decoder layer i as
+
+    - wiring "replace": `P_i(state_i)`, P_i the identity at start, whatever the layer below made of the row;
+    - wiring "add" (paper, equation 3): `P_0(state_0)` at layer 0 and `row + P_i(state_i)` above it, P_i ~ N(0, 0.02).
+
+    A state is a tuple of L tensors `[B, M, D]`. Kept, "replace" is one pair (key, value) `[B, H, M, D]` per layer,
+    since a slot's key and value then depend on its own state alone; keys are those of position 0. "add" keeps the state.
+    """
+
+    name = "rcc"
+    independent_writes = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """Options of the RCC scheme.
+
+        Attributes:
+            wiring: "replace" or "add" (the paper's).
+            write_rank: rank of the compressor's adapters; 0 for none.
+            read_rank: rank of the adapters that are on while decoding with memory; 0 for none.
+            map_rank: rank of each P_i; None for a full matrix.
+            adapter_scale: factor on the adapters' update (LoRA's alpha over rank).
+            targets: last names of the linear maps that get adapters (such as "q_proj"); None for all.
+        """
+
+        wiring: str = "replace"
+        write_rank: int = 32
+        read_rank: int = 16
+        map_rank: int | None = 32
+        adapter_scale: float = 2.0
+        targets: tuple[str, ...] | None = None
+
+        def __post_init__(self):
+            if self.wiring not in WIRINGS:
+                raise ValueError(f"wiring={self.wiring!r} is not known; choose one of {', '.join(WIRINGS)}")
+            for name in ("write_rank", "read_rank"):
+                if getattr(self, name) < 0:
+                    raise ValueError(f"{name}={getattr(self, name)} is negative; give 0 for no adapter, or a rank")
+            if self.map_rank is not None and self.map_rank < 1:
+                raise ValueError(f"map_rank={self.map_rank} is below 1; give a rank, or None for a full matrix")
+            if self.targets is not None:  # JSON has lists only
+                object.__setattr__(self, "targets", tuple(self.targets))
+
+    def build(self, decoder):
+        last = len(decoder.layers) - 1
+        for index, layer in enumerate(decoder.layers):
+            linears = self._targets(adaptable_linears(layer))
+            # what the compressor's last layer puts out is no state: adapters there would never get a gradient
+            write = self._adapters(linears, self.options.write_rank if index < last else 0)
+            read = self._adapters(linears, self.options.read_rank)
+            width = decoder.config.hidden_size
+            slot_map = SlotMap(width, self.options.map_rank, residual=self.options.wiring == "replace")
+            layer.rcc = LayerAdapters(write, read, slot_map)
+
+    def _targets(self, linears: dict[str, nn.Linear]) -> dict[str, nn.Linear]:
+        if self.options.targets is None:
+            return linears
+        known = {name.rpartition(".")[2] for name in linears}
+        unknown = set(self.options.targets) - known
+        if unknown:
+            raise ValueError(f"targets {sorted(unknown)} name no linear map of this base; it has {sorted(known)}")
+        return {name: m for name, m in linears.items() if name.rpartition(".")[2] in self.options.targets}
+
+    def _adapters(self, linears: dict[str, nn.Linear], rank: int) -> dict[str, LowRankAdapter]:
+        if rank == 0:
+            return {}
+        scale = self.options.adapter_scale
+        return {
+            adapter_key(name): LowRankAdapter(m.in_features, m.out_features, rank, scale) for name, m in linears.items()
+        }
+
+    def empty(self, decoder, batch_size):
+        like = decoder.get_input_embeddings().weight
+        return tuple(like.new_zeros(batch_size, 0, decoder.config.hidden_size) for _ in decoder.layers)
+
+    def write(self, decoder, state, segment, ratio):
+        taken: dict[int, Tensor] = {}
+
+        def take(index: int, layer: nn.Module, hidden: Tensor) -> None:
+            taken[index] = hidden[:, ratio - 1 :: ratio]
+
+        name = "inputs_embeds" if segment.is_floating_point() else "input_ids"
+        install_hooks(decoder.layers)
+        with enter_pass(Pass("write", take)):
+            decoder(**{name: segment}, use_cache=False)
+        if state[0].shape[1] == 0:
+            return tuple(taken[i] for i in range(len(decoder.layers)))
+        return tuple(torch.cat([old, taken[i].to(old.device)], 1) for i, old in enumerate(state))
+
+    def _inject(self, state) -> Pass:
+        """The pass in which the first M rows of each layer's input are made from `state`."""
+        replace = self.options.wiring == "replace"
+
+        def put(index: int, layer: nn.Module, hidden: Tensor) -> Tensor:
+            num_slots = state[index].shape[1]
+            slots = layer.rcc.slot_map(state[index]).to(hidden.device, hidden.dtype)
+            if not replace and index > 0:
+                slots = hidden[:, :num_slots] + slots
+            return slots if num_slots == hidden.shape[1] else torch.cat([slots, hidden[:, num_slots:]], 1)
+
+        return Pass("read", put)
+
+    def _slot_pass(self, decoder, state, position_ids, mask) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of slots alone, `[B, H, M, D]` per layer."""
+        recorder = RCCCache(len(decoder.layers))
+        like = decoder.get_input_embeddings().weight
+        rows = torch.zeros(
+            *state[0].shape, dtype=state[0].dtype, device=like.device
+        )  # every row is replaced at layer 0
+        install_hooks(decoder.layers)
+        with enter_pass(self._inject(state)):
+            decoder(
+                inputs_embeds=rows,
+                attention_mask=mask,
+                position_ids=position_ids,
+                past_key_values=recorder,
+                use_cache=True,
+            )
+        return [(layer.keys, layer.values) for layer in recorder.layers]
+
+    def keep(self, decoder, state):
+        if self.options.wiring == "add":
+            return tuple((hidden,) for hidden in state)
+        here = torch.zeros(state[0].shape[:2], dtype=torch.long, device=decoder.get_input_embeddings().weight.device)
+        return tuple(self._slot_pass(decoder, state, here, None))
+
+    def read(self, decoder, kept, position_ids, mask):
+        if self.options.wiring == "add":
+            return self._slot_pass(decoder, tuple(hidden for (hidden,) in kept), position_ids, mask)
+        return [
+            (rotate_keys(decoder, i, keys, position_ids.to(keys.device)), values)
+            for i, (keys, values) in enumerate(kept)
+        ]
+
+    def decode(self, decoder, state, inputs_embeds, mask, **kwargs):
+        num_slots = state[0].shape[1]
+        rows = torch.cat(
+            [inputs_embeds.new_zeros(len(inputs_embeds), num_slots, inputs_embeds.shape[2]), inputs_embeds], 1
+        )
+        position_ids = None
+        if mask is not None:
+            mask = torch.cat([mask.new_ones(len(mask), num_slots), mask], 1)
+            position_ids = (mask.long().cumsum(1) - 1).clamp(min=0)
+        install_hooks(decoder.layers)
+        with enter_pass(self._inject(state)):
+            return decoder(
+                inputs_embeds=rows, attention_mask=mask, position_ids=position_ids, use_cache=False, **kwargs
+            )

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`RCCModel` and `RCCForCausalLM`: any known base model, with a compressor and a memory in front of its KV cache."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
+
+from .adapters_rcc import TrainedPart
+from .cache_rcc import RCCCache
+from .compressed_rcc import RCCMemory
+from .compressing_rcc import append_segments, check_inputs, check_memory, choose_ratio, with_local, without_local
+from .configuration_rcc import RCCConfig
+from .decoding_rcc import decode_behind_context, decode_with_cache
+from .families_rcc import family_of, scale_logits
+from .generation_rcc import RCCGenerationMixin
+from .loading_rcc import LoadingMixin
+from .passes_rcc import enter_pass, running_pass
+from .schemes_rcc import make_scheme
+from .segments_rcc import Grid, join, pack_left
+
+
+class RCCPreTrainedModel(LoadingMixin, PreTrainedModel):
+    """What both models share: loading, initialisation, activation checkpointing."""
+
+    config_class = RCCConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ["past_key_values", "memory"]
+
+    def __init__(self, config: RCCConfig):
+        super().__init__(config)
+        if getattr(config, "_fresh_compressor", False):  # from a base: that the compressor is missing is no news
+            self._keys_to_ignore_on_load_missing = {r"\.rcc\."}
+
+    @torch.no_grad()
+    def initialize_weights(self):
+        """As the library, which would leave our parameters inside the base's layers as they were allocated."""
+        super().initialize_weights()
+        for module in self.modules():
+            if isinstance(module, TrainedPart):
+                module.initialize()
+
+    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=checkpoint, **kwargs):
+        """As the library, but a replayed layer runs in the pass it first ran in. Always non-reentrant: the reentrant
+        kind loses gradients of adapters silently."""
+        inner = gradient_checkpointing_func
+        arguments, keywords = (inner.args, inner.keywords) if isinstance(inner, functools.partial) else ((), {})
+        inner = functools.partial(getattr(inner, "func", inner), *arguments, **{**keywords, "use_reentrant": False})
+
+        def replayed_in_its_pass(function, *inputs):
+            current = running_pass()
+
+            def run(*args):
+                with enter_pass(current):
+                    return function(*args)
+
+            return inner(run, *inputs)
+
+        super()._set_gradient_checkpointing(enable=enable, gradient_checkpointing_func=replayed_in_its_pass, **kwargs)
+
+
+class RCCModel(RCCPreTrainedModel):
+    """The base's backbone, which is compressor and decoder at once.
+
+    With neither memory nor context it computes what the base computes, bit for bit.
+    """
+
+    _decoder_prefix = "language_model."
+
+    def __init__(self, config: RCCConfig):
+        super().__init__(config)
+        family_of(config.text_config)
+        self.language_model = AutoModel.from_config(config.text_config, dtype=torch.get_default_dtype())
+        self.scheme = make_scheme(config.scheme, config.scheme_options)
+        self.scheme.build(self.language_model)
+        for layer in self.language_model.layers:
+            layer._can_checkpoint_with_cache = True  # ours is read-only while training
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    @torch.no_grad()
+    def compress(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        memory: RCCMemory | None = None,
+        ratio: int | None = None,
+        max_slots: int | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> RCCMemory:
+        """Compress a context. What is behind its last whole segment stays in the memory as raw local tokens.
+
+        Args:
+            input_ids: `[B, T]`, padded on either side.
+            attention_mask: `[B, T]`, 0 at padding; None if there is none.
+            memory: append to this memory, which stays as it is; its local tokens come first.
+            ratio: source tokens per slot (a divisor of `config.segment_length`); None for the configuration's.
+            max_slots: instead of a ratio: the smallest ratio at which the whole memory has at most so many slots.
+            on_progress: called after every encoded batch with its number of source tokens.
+
+        Raises:
+            TypeError: if the ids are no integers, or `memory` is no memory.
+            ValueError: if a context has less than one segment, shapes, devices or dtypes do not fit, the memory comes
+                from another model, or the ratio or the budget is impossible.
+        """
+        check_inputs(self, input_ids, attention_mask)
+        inputs, mask, old = input_ids, attention_mask, None
+        if memory is not None:
+            check_memory(self, memory)
+            if memory.batch_size != len(input_ids):
+                raise ValueError(
+                    f"the memory has {memory.batch_size} rows and input_ids {len(input_ids)}; append row by row"
+                )
+            inputs, mask = join(memory.local_ids, memory.local_mask, inputs, mask)
+            old = without_local(memory)
+        inputs, mask = pack_left(inputs, mask)
+        grid = Grid.of(inputs, mask, self.config.segment_length)
+        if grid.num_segments == 0:
+            if memory is None:
+                raise ValueError(
+                    f"the context has {max(grid.lengths)} tokens, less than one segment of {grid.segment_length}: there "
+                    "is nothing to compress. Put it into the prompt, or use a model with a shorter segment_length."
+                )
+            return with_local(old, inputs, mask)
+        if max_slots is not None:
+            if ratio is not None:
+                raise ValueError(f"give ratio={ratio} or max_slots={max_slots}, not both")
+            present = 0 if old is None else old.num_slots
+            ratio = choose_ratio(self, max_slots, max(grid.counts), present)
+        ratio = self.config.check_ratio(ratio)
+        new = append_segments(self, old, inputs, grid, ratio, on_progress)
+        return with_local(new, *grid.take_local(inputs))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: RCCCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        memory: RCCMemory | None = None,
+        context_ids: Tensor | None = None,
+        ratio: int | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """The base's forward; with `memory`, `context_ids` or an `RCCCache`, behind compressed memory.
+
+        Args:
+            input_ids: local tokens `[B, T]`, or `inputs_embeds` `[B, T, D]`.
+            attention_mask: `[B, T]` over the local tokens (with a cache that has been used, `[B, >= T]`: its last T).
+            position_ids: as for the base; with memory positions follow from the memory and this is not used.
+            memory: decode behind this memory; its gradient is not taken.
+            context_ids: compress `[B, N]` with the graph kept and decode behind it (the training path). Whole segments
+                are compressed, the rest of the context stays raw in front of the local tokens.
+            ratio: source tokens per slot for `context_ids`.
+
+        Returns:
+            `last_hidden_state` `[B, T, D]` of the local tokens.
+
+        Raises:
+            ValueError: if arguments exclude each other, or more positions are needed than the base has.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        inputs = input_ids if inputs_embeds is None else inputs_embeds
+        if context_ids is not None:
+            if memory is not None or past_key_values is not None or use_cache:
+                raise ValueError(
+                    "context_ids is the training path: it takes no memory and no cache. To decode step by step, "
+                    "call compress() and pass its result as memory"
+                )
+            check_inputs(self, context_ids, None)
+            return decode_behind_context(self, context_ids, inputs, attention_mask, ratio, **kwargs)
+        if memory is not None:
+            if past_key_values is not None:
+                raise ValueError(
+                    "give memory or past_key_values, not both: the cache holds the memory after the first call"
+                )
+            check_memory(self, memory)
+            use_cache = not self.training if use_cache is None else use_cache
+            past_key_values = RCCCache(len(self.language_model.layers), memory, read_only=not use_cache)
+        if isinstance(past_key_values, RCCCache):
+            return decode_with_cache(self, past_key_values, inputs, attention_mask, **kwargs)
+        if self.training and self.language_model.layers[0].gradient_checkpointing:
+            use_cache = False  # a replayed layer would write twice
+        return self.language_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+
+class RCCForCausalLM(RCCPreTrainedModel, RCCGenerationMixin, GenerationMixin):
+    """A causal language model of a known base family that reads long contexts through a compressed memory."""
+
+    _decoder_prefix = "model.language_model."
+
+    def __init__(self, config: RCCConfig):
+        super().__init__(config)
+        self.model = RCCModel(config)
+        text = config.text_config
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        embedding = self.model.get_input_embeddings()
+        name = next(name for name, module in self.named_modules() if module is embedding)
+        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    @functools.wraps(RCCModel.compress)
+    def compress(self, *args, **kwargs) -> RCCMemory:
+        return self.model.compress(*args, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: RCCCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        memory: RCCMemory | None = None,
+        context_ids: Tensor | None = None,
+        ratio: int | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Logits of the local tokens, and their loss if `labels` `[B, T]` are given (-100 where nothing is asked).
+
+        The other arguments are those of `RCCModel.forward`.
+
+        Raises:
+            ValueError: if `labels` have another shape than the local tokens.
+        """
+        loss_arguments = {n: kwargs.pop(n) for n in ("num_items_in_batch", "shift_labels") if n in kwargs}
+        if labels is not None:
+            expected = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+            if labels.shape != expected:
+                raise ValueError(
+                    f"labels have shape {tuple(labels.shape)}; the local tokens need {tuple(expected)} "
+                    "(a context has no labels: what is compressed is not predicted)"
+                )
+            use_cache = False if use_cache is None else use_cache
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            memory=memory,
+            context_ids=context_ids,
+            ratio=ratio,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = scale_logits(self.lm_head(outputs.last_hidden_state[:, kept]), self.config.text_config)
+        loss = None
+        if labels is not None:
+            vocab_size = self.config.text_config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **loss_arguments)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = ["RCCForCausalLM", "RCCModel", "RCCPreTrainedModel"]

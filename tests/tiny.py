@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny models and inputs, made in code."""
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from rcc_hf import RCCConfig, RCCForCausalLM
+from rcc_hf.modeling.fingerprint_rcc import is_trained_part
+
+VOCAB = 128
+SEGMENT = 16
+RATIO = 4
+WINDOW = 32
+
+
+def text_config(family: str = "llama", **overrides):
+    """Configuration of a base model of `family` with three layers of width 32."""
+    values = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    if family in ("gemma2", "gemma3_text", "qwen3"):
+        values["head_dim"] = 8
+    if family.startswith("gemma"):
+        values["sliding_window"] = 64
+    if family in ("mixtral", "qwen3_moe"):
+        values |= {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    if family == "gpt_neox":
+        del values["num_key_value_heads"]
+    if family == "mistral":
+        values["sliding_window"] = None
+    return AutoConfig.for_model(family, **values | overrides)
+
+
+def base_model(family: str = "llama", **overrides) -> PreTrainedModel:
+    """A base model with random weights."""
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(text_config(family, **overrides)).eval()
+
+
+def rcc_model(
+    family: str = "llama", dtype: torch.dtype = torch.float64, attn: str = "sdpa", **options
+) -> RCCForCausalLM:
+    """An RCC model with random weights whose adapters are far from the identity.
+
+    `options` are fields of `RCCConfig` (`scheme_options={...}` for those of the scheme).
+    """
+    torch.manual_seed(0)
+    small = {"write_rank": 4, "read_rank": 4, "map_rank": 4, **options.pop("scheme_options", {})}
+    config = RCCConfig(
+        text_config=options.pop("text_config", None) or text_config(family),
+        **{"segment_length": SEGMENT, "ratio": RATIO, "window": WINDOW, "scheme_options": small, **options},
+    )
+    model = RCCForCausalLM._from_config(config, attn_implementation=attn).to(dtype).eval()
+    move_from_identity(model)
+    return model
+
+
+@torch.no_grad()
+def move_from_identity(model: torch.nn.Module, std: float = 0.1) -> None:
+    """Add noise to every trained parameter: fresh adapters are zero, and would hide mistakes."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if is_trained_part(name):
+            parameter += (torch.randn(parameter.shape, generator=generator) * std).to(parameter)
+
+
+def tokens(batch_size: int, length: int, seed: int = 0) -> torch.Tensor:
+    """Random ids `[B, T]` without special ones."""
+    return torch.randint(3, VOCAB, (batch_size, length), generator=torch.Generator().manual_seed(seed))
+
+
+def ratio_of_norms(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """The error of `actual` relative to `expected`."""
+    return ((actual - expected).norm() / expected.norm()).item()
