@@ -94,8 +94,8 @@ def check_positions(config, needed: int, position_ids: Tensor | None = None) -> 
         return
     raise ValueError(
         f"slots, local tokens and new tokens need {needed} positions, but the base was trained for {limit}. At ratio "
-        f"{config.ratio} a context of up to {(limit - config.window) * config.ratio} tokens leaves room for a window of "
-        f"{config.window}. Use a higher ratio, a smaller window or fewer new tokens."
+        f"{config.ratio} the longest context beside a window of {config.window} tokens has "
+        f"{(limit - config.window) * config.ratio} tokens. Use a higher ratio, a smaller window or fewer new tokens."
     )
 
 

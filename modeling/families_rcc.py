@@ -83,7 +83,7 @@ def rotary_tables(decoder: nn.Module, index: int, position_ids: Tensor) -> tuple
 
 
 def rotate_keys(decoder: nn.Module, index: int, keys: Tensor, position_ids: Tensor) -> Tensor:
-    """Keys `[B, H, T, D]` that were projected at position 0, moved to `position_ids` `[B, T]` by the base's own function.
+    """Keys `[B, H, T, D]` that were projected at position 0, moved to `position_ids` `[B, T]` as the base would.
 
     Scaled rotary embeddings (YaRN and kin) multiply the tables by a constant, which a key projected at position 0
     carries already; dividing by the table at 0 keeps it from being applied twice.

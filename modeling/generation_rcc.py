@@ -40,6 +40,7 @@ class RCCGenerationMixin:
         model_kwargs["past_key_values"] = RCCCache(
             self.config.text_config.num_hidden_layers, memory, compress_prompt=True, ratio=ratio
         )
+        return None
 
     def _check_room(self, slots: int, prompt_length: int, new_tokens: int, ratio: int | None) -> None:
         """Refuse before the first step what would run out of positions in the midst of generation."""

@@ -48,7 +48,7 @@ class LoadingMixin:
             base: id on the Hub, or a folder.
             scheme: name of the memory scheme.
             kwargs: fields of `RCCConfig` (`ratio`, `segment_length`, `window`, ...), options of the scheme (`wiring`,
-                `write_rank`, ...), and arguments of `from_pretrained` (`dtype`, `device_map`, `quantization_config`, ...).
+                `write_rank`, ...), and arguments of `from_pretrained` (`dtype`, `device_map`, ...).
 
         Raises:
             TypeError: if an argument is none of these.
@@ -95,7 +95,7 @@ class LoadingMixin:
             kwargs.pop(name, None)
         model = cls._load_base(base, config, **kwargs)
         loaded = model[0] if isinstance(model, tuple) else model
-        loaded._load_compressor(pretrained_model_name_or_path, hub)
+        loaded.load_compressor(pretrained_model_name_or_path, hub)
         loaded.config.adapter_only = False
         return model
 
@@ -156,8 +156,17 @@ class LoadingMixin:
             )
         return (model, info) if wants_info else model
 
-    def _load_compressor(self, source, hub: dict) -> None:
-        file = cached_file(source, SAFE_WEIGHTS_NAME, **hub)
+    def load_compressor(self, source: str | os.PathLike, hub: dict | None = None) -> None:
+        """Take the compressor's weights from an adapter-only checkpoint; the base stays as it is.
+
+        Args:
+            source: id on the Hub, or a folder.
+            hub: `revision`, `token` and other arguments of downloading.
+
+        Raises:
+            ValueError: if the weights are not those of this model's compressor in number, names and shapes.
+        """
+        file = cached_file(source, SAFE_WEIGHTS_NAME, **(hub or {}))
         own = {name: p for name, p in self.named_parameters() if is_trained_part(name)}
         stored = load_file(file)
         if not self._decoder_prefix.startswith("model."):  # the backbone alone, from a causal LM's checkpoint
@@ -171,8 +180,8 @@ class LoadingMixin:
             )
         if any(p.device.type == "meta" for p in own.values()):
             raise ValueError(
-                "an adapter-only checkpoint cannot be loaded with layers offloaded to disk; load it on a device, save it "
-                "in full with save_pretrained, and load that"
+                "an adapter-only checkpoint cannot be loaded with layers offloaded to disk; load it on a device, save "
+                "it in full with save_pretrained, and load that"
             )
         self.load_state_dict(stored, strict=False)
         found, expected = fingerprint_base(_backbone(self)), self.config.base_fingerprint

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 State = Any
-"""A pytree of tensors, one entry per layer; batch is axis 0 and slots are axis -2. It owns all that a scheme remembers."""
+"""A pytree of tensors, one entry per layer, batch first and slots on axis -2: all that a scheme remembers."""
 
 
 class MemoryScheme(ABC):
@@ -52,7 +52,7 @@ class MemoryScheme(ABC):
 
     @abstractmethod
     def read(self, decoder: nn.Module, kept: State, position_ids: Tensor, mask: Tensor | None) -> list:
-        """Keys and values `[B, H, M, D]` of every layer for slots at `position_ids` `[B, M]`; `mask` is 0 at padding."""
+        """Keys and values `[B, H, M, D]` of every layer for slots at `position_ids` `[B, M]`; `mask` 0 is padding."""
 
     def refresh(self, decoder: nn.Module, cache: Any, input_ids: Tensor) -> None:
         """Called before each decoder step of a query-dependent scheme, with the tokens about to be decoded `[B, T]`."""

@@ -26,7 +26,8 @@ class RCCScheme(MemoryScheme):
     - wiring "add" (paper, equation 3): `P_0(state_0)` at layer 0 and `row + P_i(state_i)` above it, P_i ~ N(0, 0.02).
 
     A state is a tuple of L tensors `[B, M, D]`. Kept, "replace" is one pair (key, value) `[B, H, M, D]` per layer,
-    since a slot's key and value then depend on its own state alone; keys are those of position 0. "add" keeps the state.
+    since a slot's key and value then depend on its own state alone; keys are those of position 0. "add" keeps the
+    state.
     """
 
     name = "rcc"

@@ -133,8 +133,8 @@ class RCCModel(RCCPreTrainedModel):
         if grid.num_segments == 0:
             if memory is None:
                 raise ValueError(
-                    f"the context has {max(grid.lengths)} tokens, less than one segment of {grid.segment_length}: there "
-                    "is nothing to compress. Put it into the prompt, or use a model with a shorter segment_length."
+                    f"the context has {max(grid.lengths)} tokens, less than one segment of {grid.segment_length}: "
+                    "nothing can be compressed. Put it into the prompt, or use a model with a shorter segment_length."
                 )
             return with_local(old, inputs, mask)
         if max_slots is not None:

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding models for people: by a name of the bundled one, a base, or an RCC checkpoint."""
+
+import torch
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
+from rcc_hf.objectives import RECONSTRUCTION_PROMPT
+from rcc_hf.smollm import resolve_base
+
+DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def parse_dtype(name: str) -> torch.dtype | str:
+    """A dtype by name; "auto" is the checkpoint's.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    if name not in DTYPES:
+        raise ValueError(f"dtype={name!r} is not known; choose one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def load_model(name: str, base: str | None = None, dtype: str = "auto", **fresh) -> RCCForCausalLM:
+    """An RCC model: the checkpoint `name`, or a fresh compressor on the base `name`.
+
+    Args:
+        name: id on the Hub, folder, or "smollm2" for the bundled base.
+        base: where an adapter-only checkpoint finds its base.
+        dtype: "auto", "float32", "bfloat16" or "float16".
+        fresh: for a base: fields of `RCCConfig` and options of the scheme; None counts as not given.
+
+    Raises:
+        ValueError: if `fresh` is given for a checkpoint that has its own values.
+    """
+    path, options = resolve_base(name), {key: value for key, value in fresh.items() if value is not None}
+    found, _ = PreTrainedConfig.get_config_dict(path)
+    if found.get("model_type") != "rcc":
+        return RCCForCausalLM.from_base(path, dtype=parse_dtype(dtype), **options)
+    changed = {key: value for key, value in options.items() if {**found, **found["scheme_options"]}.get(key) != value}
+    if changed:
+        raise ValueError(f"{name} is an RCC checkpoint with values of its own; {changed} can be set for a base only")
+    base_model = None if base is None else resolve_base(base)
+    return RCCForCausalLM.from_pretrained(path, base_model=base_model, dtype=parse_dtype(dtype))
+
+
+def load_tokenizer(model: RCCForCausalLM, name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of checkpoint `name`, or that of its base if it has none."""
+    path = resolve_base(name)
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=True)
+    except (OSError, ValueError):
+        if model.config.base_model_name_or_path is None:
+            raise
+        return AutoTokenizer.from_pretrained(resolve_base(model.config.base_model_name_or_path))
+
+
+def ensure_reconstruction_prompt(model: RCCForCausalLM, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of the prompt that asks for reconstruction, written into the configuration if it has none."""
+    if model.config.reconstruction_prompt_ids is None:
+        encoded = tokenizer(RECONSTRUCTION_PROMPT, add_special_tokens=False)
+        model.config.reconstruction_prompt_ids = list(encoded["input_ids"])
+    return model.config.reconstruction_prompt_ids

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command lines from dataclasses: flags, help and defaults are written once, in the fields."""
+
+from dataclasses import dataclass, field
+
+from transformers import HfArgumentParser
+
+
+@dataclass(kw_only=True)
+class CompressorSettings:
+    """A fresh compressor on a base; a trained checkpoint has values of its own, and these are then left out."""
+
+    scheme: str | None = field(default=None, metadata={"help": "Memory scheme (default: rcc)."})
+    ratio: int | None = field(default=None, metadata={"help": "Source tokens per slot (default: 32)."})
+    segment_length: int | None = field(default=None, metadata={"help": "Tokens per segment (default: 1024)."})
+    window: int | None = field(default=None, metadata={"help": "Raw tokens that generate keeps of a long prompt."})
+    wiring: str | None = field(default=None, metadata={"help": "How slots enter the decoder: replace (default), add."})
+    write_rank: int | None = field(default=None, metadata={"help": "Rank of the compressor's adapters (default: 32)."})
+    read_rank: int | None = field(default=None, metadata={"help": "Rank of the decoder's adapters (default: 16)."})
+    map_rank: int | None = field(default=None, metadata={"help": "Rank of the slot maps (default: 32)."})
+
+
+@dataclass(kw_only=True)
+class ModelSettings:
+    """Which model is loaded, and how."""
+
+    base: str | None = field(default=None, metadata={"help": "Base of an adapter-only checkpoint, if it has moved."})
+    dtype: str = field(default="auto", metadata={"help": "auto, float32, bfloat16 or float16."})
+    device: str = field(default="auto", metadata={"help": "cpu, cuda, cuda:1, ...; auto: a GPU if there is one."})
+
+
+def parse(argv: list[str], command: str, description: str, positionals: dict[str, str], *settings: type) -> tuple:
+    """Instances of the dataclasses, then the positional arguments as a namespace."""
+    parser = HfArgumentParser(settings, prog=f"rcc {command}", description=description)
+    for name, text in positionals.items():
+        parser.add_argument(name, help=text)
+    return parser.parse_args_into_dataclasses(args=argv)
