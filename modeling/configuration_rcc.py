@@ -6,6 +6,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from .schemes_rcc import complete_options
 
+RCC_VERSION = "0.1.0"
 MINIMUM_TRANSFORMERS = (5, 16)
 
 
@@ -43,6 +44,7 @@ class RCCConfig(PreTrainedConfig):
         adapter_only: whether the checkpoint holds the compressor alone, and the base is loaded from elsewhere.
         base_fingerprint: fingerprint of the base's weights that an adapter-only checkpoint was made with.
         reconstruction_prompt_ids: ids of the prompt after which the model was trained to repeat its memory.
+        rcc_version: version of rcc_hf that wrote the checkpoint.
 
     Raises:
         ValueError: if a number is out of range, or the scheme is unknown.
@@ -66,6 +68,7 @@ class RCCConfig(PreTrainedConfig):
         adapter_only: bool = False,
         base_fingerprint: str | None = None,
         reconstruction_prompt_ids: list[int] | None = None,
+        rcc_version: str = RCC_VERSION,
         tie_word_embeddings: bool | None = None,
         **kwargs,
     ):
@@ -84,6 +87,7 @@ class RCCConfig(PreTrainedConfig):
         self.adapter_only = adapter_only
         self.base_fingerprint = base_fingerprint
         self.reconstruction_prompt_ids = reconstruction_prompt_ids
+        self.rcc_version = rcc_version
         self._check_numbers()
         if tie_word_embeddings is None:
             tie_word_embeddings = bool(getattr(text_config, "tie_word_embeddings", False))

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, logging
 
-from .configuration_rcc import RCCConfig
+from .configuration_rcc import RCC_VERSION, RCCConfig
 from .families_rcc import family_of
 from .fingerprint_rcc import fingerprint_base, is_trained_part
 from .schemes_rcc import option_names
@@ -31,8 +31,11 @@ LOADING_ARGUMENTS = (
     *("offload_buffers", "offload_folder", "quantization_config", "torch_dtype", "trust_remote_code"),
     *("use_safetensors", "variant", "weights_only"),
 )
-_OWN_FIELDS = {"text_config", "scheme_options", "adapter_only", "base_fingerprint", "base_model_name_or_path", "kwargs"}
-CONFIG_ARGUMENTS = tuple(n for n in inspect.signature(RCCConfig.__init__).parameters if n not in _OWN_FIELDS | {"self"})
+_NOT_ARGUMENTS = {
+    *("self", "kwargs", "text_config", "scheme_options", "base_model_name_or_path"),
+    *("adapter_only", "base_fingerprint", "rcc_version"),
+}
+CONFIG_ARGUMENTS = tuple(n for n in inspect.signature(RCCConfig.__init__).parameters if n not in _NOT_ARGUMENTS)
 
 
 class LoadingMixin:
@@ -106,6 +109,7 @@ class LoadingMixin:
             adapter_only: write the compressor alone (the base is found again by `config.base_model_name_or_path`, or
                 given to `from_pretrained` as `base_model`).
         """
+        self.config.rcc_version = RCC_VERSION
         if self._auto_class is not None:
             self.config.auto_map = dict(AUTO_MAP)
         if not adapter_only:

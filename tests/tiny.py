@@ -2,15 +2,27 @@
 """Tiny models and inputs, made in code."""
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from rcc_hf import RCCConfig, RCCForCausalLM
 from rcc_hf.modeling.fingerprint_rcc import is_trained_part
+from rcc_hf.modeling.memory_rcc import WIRINGS
+from rcc_hf.modeling.schemes_rcc import SCHEMES, option_names
 
 VOCAB = 128
 SEGMENT = 16
 RATIO = 4
 WINDOW = 32
+
+VARIANTS = {
+    f"{name}-{wiring}" if wiring else name: {"scheme": name, "scheme_options": {"wiring": wiring} if wiring else {}}
+    for name in SCHEMES
+    for wiring in (WIRINGS if "wiring" in option_names(name) else (None,))
+}
+"""Every scheme, in every wiring it has: options of `rcc_model`."""
 
 
 def text_config(family: str = "llama", **overrides):
@@ -54,7 +66,8 @@ def rcc_model(
     `options` are fields of `RCCConfig` (`scheme_options={...}` for those of the scheme).
     """
     torch.manual_seed(0)
-    small = {"write_rank": 4, "read_rank": 4, "map_rank": 4, **options.pop("scheme_options", {})}
+    ranks = {name: 4 for name in option_names(options.get("scheme", "rcc")) if name.endswith("_rank")}
+    small = {**ranks, **options.pop("scheme_options", {})}
     config = RCCConfig(
         text_config=options.pop("text_config", None) or text_config(family),
         **{"segment_length": SEGMENT, "ratio": RATIO, "window": WINDOW, "scheme_options": small, **options},
@@ -78,6 +91,29 @@ def tokens(batch_size: int, length: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, VOCAB, (batch_size, length), generator=torch.Generator().manual_seed(seed))
 
 
+def pad(rows: list[torch.Tensor], side: str = "left") -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows `[T_i]` as one batch `[B, T]` with padding on the given side, and its mask."""
+    longest = max(map(len, rows))
+    ids, mask = torch.zeros(2, len(rows), longest, dtype=torch.long)
+    for i, row in enumerate(rows):
+        place = slice(longest - len(row), None) if side == "left" else slice(0, len(row))
+        ids[i, place], mask[i, place] = row, 1
+    return ids, mask
+
+
 def ratio_of_norms(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """The error of `actual` relative to `expected`."""
     return ((actual - expected).norm() / expected.norm()).item()
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer whose words are "w3" to "w127", of the ids that they name."""
+    special = {"<pad>": 0, "<s>": 1, "</s>": 2}
+    words = Tokenizer(WordLevel(special | {f"w{i}": i for i in range(3, VOCAB)}, unk_token="</s>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+def words(ids: torch.Tensor) -> str:
+    """The text of one row of ids `[T]` that `tokenizer` reads back as them."""
+    return " ".join(f"w{i}" for i in ids.tolist())

@@ -7,10 +7,10 @@ Importing the package registers `RCCConfig`, `RCCModel` and `RCCForCausalLM` wit
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from rcc_hf.modeling.compressed_rcc import RCCMemory
-from rcc_hf.modeling.configuration_rcc import RCCConfig
+from rcc_hf.modeling.configuration_rcc import RCC_VERSION, RCCConfig
 from rcc_hf.modeling.modeling_rcc import RCCForCausalLM, RCCModel
 
-__version__ = "0.1.0"
+__version__ = RCC_VERSION
 
 AutoConfig.register(RCCConfig.model_type, RCCConfig, exist_ok=True)
 AutoModel.register(RCCConfig, RCCModel, exist_ok=True)

@@ -129,6 +129,7 @@ def _arguments(settings: TrainSettings, has_eval: bool) -> TrainingArguments:
         save_total_limit=2,
         report_to=settings.report_to,
         disable_tqdm=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
     )
 

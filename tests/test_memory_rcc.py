@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The RCC scheme equals its naive reference, in values and in gradients.
+
+The error is a ratio of norms in float64. Float32 steps of the base (see the reference) are done alike on both sides,
+which leaves nothing larger than the reordering of float64 sums.
+"""
+
+import pytest
+import torch
+from reference.rcc_reference import NaiveRCC
+from tiny import SEGMENT, pad, ratio_of_norms, rcc_model, text_config, tokens
+from torch import Tensor
+
+TOLERANCE = 1e-10
+WIRINGS = ("replace", "add")
+OPTIONS = {
+    "full maps": {"map_rank": None},
+    "no write adapters": {"write_rank": 0},
+    "no read adapters": {"read_rank": 0},
+    "adapters on q and v": {"targets": ("q_proj", "v_proj")},
+    "other scale and ranks": {"adapter_scale": 0.5, "write_rank": 3, "read_rank": 5, "map_rank": 2},
+}
+
+
+def make_model(wiring: str, num_key_value_heads: int = 2, **scheme_options):
+    config = text_config(num_key_value_heads=num_key_value_heads)
+    return rcc_model(text_config=config, scheme_options={"wiring": wiring, **scheme_options})
+
+
+def reference_of(model, weights: dict[str, Tensor] | None = None) -> NaiveRCC:
+    config, options = model.config.text_config, model.config.scheme_options
+    return NaiveRCC(
+        weights={name: p.detach() for name, p in model.named_parameters()} if weights is None else weights,
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        norm_eps=config.rms_norm_eps,
+        rope_theta=config.rope_parameters["rope_theta"],
+        segment_length=model.config.segment_length,
+        wiring=options["wiring"],
+        adapter_scale=options["adapter_scale"],
+    )
+
+
+def expected_logits(model, context: Tensor, local: Tensor, ratio: int) -> Tensor:
+    reference = reference_of(model)
+    rows = zip(context.tolist(), local.tolist(), strict=True)
+    return torch.stack([reference.logits(c, x, ratio) for c, x in rows])
+
+
+@torch.no_grad()
+def in_one_training_pass(model, context: Tensor, local: Tensor, ratio: int) -> Tensor:
+    return model(input_ids=local, context_ids=context, ratio=ratio).logits
+
+
+@torch.no_grad()
+def behind_a_memory(model, context: Tensor, local: Tensor, ratio: int) -> Tensor:
+    return model(input_ids=local, memory=model.compress(context, ratio=ratio)).logits
+
+
+@torch.no_grad()
+def step_by_step(model, context: Tensor, local: Tensor, ratio: int) -> Tensor:
+    outputs = model(input_ids=local[:, :1], memory=model.compress(context, ratio=ratio))
+    logits = [outputs.logits]
+    for t in range(1, local.shape[1]):
+        outputs = model(input_ids=local[:, t : t + 1], past_key_values=outputs.past_key_values)
+        logits.append(outputs.logits)
+    return torch.cat(logits, 1)
+
+
+PATHS = (in_one_training_pass, behind_a_memory, step_by_step)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("ratio", [1, 4, 16])
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_equals_reference_over_segments_and_a_remainder(wiring, ratio, path):
+    model = make_model(wiring)
+    context, local = tokens(2, 2 * SEGMENT + 5), tokens(2, 6, seed=1)
+    actual = path(model, context, local, ratio)
+    assert ratio_of_norms(actual, expected_logits(model, context, local, ratio)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("num_key_value_heads", [1, 4])
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_equals_reference_however_heads_are_shared(wiring, num_key_value_heads, path):
+    model = make_model(wiring, num_key_value_heads)
+    context, local = tokens(1, 3 * SEGMENT), tokens(1, 4, seed=1)
+    actual = path(model, context, local, 4)
+    assert ratio_of_norms(actual, expected_logits(model, context, local, 4)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_equals_reference_with_other_options(wiring, options, path):
+    model = make_model(wiring, **options)
+    context, local = tokens(1, SEGMENT + 3), tokens(1, 4, seed=1)
+    actual = path(model, context, local, 4)
+    assert ratio_of_norms(actual, expected_logits(model, context, local, 4)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_padded_rows_equal_reference_of_each_row_alone(wiring, side):
+    model = make_model(wiring)
+    contexts = [tokens(1, n, seed=n)[0] for n in (SEGMENT + 2, 3 * SEGMENT + 1, 2 * SEGMENT)]
+    locals_ = [tokens(1, n, seed=n)[0] for n in (5, 2, 4)]
+    context, context_mask = pad(contexts, side)
+    local, local_mask = pad(locals_, "left")
+    with torch.no_grad():
+        memory = model.compress(context, context_mask)
+        actual = model(input_ids=local, attention_mask=local_mask, memory=memory).logits
+    for row, (c, x) in enumerate(zip(contexts, locals_, strict=True)):
+        expected = reference_of(model).logits(c.tolist(), x.tolist(), model.config.ratio)
+        assert ratio_of_norms(actual[row, -len(x) :], expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("options", [{}, *OPTIONS.values()], ids=["default", *OPTIONS])
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_gradients_of_all_parameters_equal_those_of_the_reference(wiring, options):
+    model = make_model(wiring, **options).train()
+    context, local = tokens(2, 2 * SEGMENT + 3), tokens(2, 5, seed=1)
+    weights = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    reference = reference_of(model, weights)
+    expected = torch.stack([reference.logits(c, x, 4) for c, x in zip(context.tolist(), local.tolist(), strict=True)])
+    actual = model(input_ids=local, context_ids=context, ratio=4).logits
+    direction = torch.randn(expected.shape, dtype=torch.float64)
+    (expected * direction).sum().backward()
+    (actual * direction).sum().backward()
+    errors = {name: ratio_of_norms(p.grad, weights[name].grad) for name, p in model.named_parameters()}
+    assert {name: error for name, error in errors.items() if not error <= TOLERANCE} == {}
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_gradients_behind_a_memory_equal_those_of_the_reference_with_states_cut(wiring):
+    model = make_model(wiring).train()
+    context, local = tokens(1, 2 * SEGMENT), tokens(1, 5, seed=1)
+    weights = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    reference = reference_of(model, weights)
+    states, _ = reference.compress(context[0].tolist(), 4)
+    embedded = weights["model.language_model.embed_tokens.weight"][local[0]]
+    expected = reference.decode([state.detach() for state in states], embedded)
+    actual = model(input_ids=local, memory=model.compress(context, ratio=4)).logits[0]
+    direction = torch.randn(expected.shape, dtype=torch.float64)
+    (expected * direction).sum().backward()
+    (actual * direction).sum().backward()
+    for name, parameter in model.named_parameters():
+        if ".rcc.write." in name or (wiring == "replace" and "slot_map" in name):
+            assert parameter.grad is None, name
+        elif wiring == "add" or not makes_keys_and_values(name):
+            assert ratio_of_norms(parameter.grad, weights[name].grad) <= TOLERANCE, name
+
+
+def makes_keys_and_values(name: str) -> bool:
+    """Whether a slot's key and value depend on this parameter when slots are replaced in every layer: with "replace" a
+    memory holds keys and values, not states, so that its part in their making is out of reach."""
+    return any(part in name for part in ("k_proj", "v_proj", "input_layernorm", "slot_map"))

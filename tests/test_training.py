@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training the compressor with the Trainer of transformers."""
+
+import pytest
+import torch
+from tiny import SEGMENT, rcc_model, tokens
+from torch.utils.data import Dataset
+from transformers import TrainerCallback
+
+from rcc_hf import RCCForCausalLM
+from rcc_hf.modeling.fingerprint_rcc import is_trained_part
+from rcc_hf.objectives import reconstruction_example
+from rcc_hf.training import TrainSettings, train
+
+
+class Examples(Dataset):
+    """Two contexts, over and over: even a tiny model can learn them."""
+
+    def __init__(self, size=64):
+        self.contexts, self.size = tokens(2, SEGMENT), size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        return reconstruction_example(self.contexts[index % 2], [1, 4])
+
+
+def settings(output, **changes):
+    values = {"max_steps": 6, "batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 1, "save_steps": 3}
+    return TrainSettings(output=str(output), **values | changes)
+
+
+def fresh(tmp_path, dtype=torch.float32):
+    model = rcc_model(dtype=torch.float32)
+    model.save_pretrained(tmp_path / "start")
+    model.config.base_model_name_or_path = str(tmp_path / "start")
+    return model.to(dtype)
+
+
+def parameters(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_every_trained_parameter_changes_and_no_frozen_one_does(tmp_path):
+    model = fresh(tmp_path)
+    before = parameters(model)
+    train(model, settings(tmp_path / "out"), Examples())
+    for name, after in parameters(model).items():
+        assert torch.equal(before[name], after) != is_trained_part(name), name
+
+
+def test_it_learns_and_reports(tmp_path):
+    metrics = train(fresh(tmp_path), settings(tmp_path / "out", max_steps=60), Examples(), Examples(8))
+    assert metrics["eval_token_accuracy"] > 0.5  # chance is 1 in 125
+    assert metrics["eval_loss"] < metrics["train_loss"] < 5
+
+
+def test_a_checkpoint_holds_the_compressor_alone_and_loads(tmp_path):
+    model = fresh(tmp_path)
+    train(model, settings(tmp_path / "out"), Examples())
+    for folder in (tmp_path / "out", tmp_path / "out" / "checkpoint-3"):
+        assert (folder / "model.safetensors").stat().st_size < (tmp_path / "start" / "model.safetensors").stat().st_size
+    loaded = RCCForCausalLM.from_pretrained(tmp_path / "out")
+    assert all(
+        torch.equal(p, q) for p, q in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True)
+    )
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
+def test_resuming_is_the_same_as_never_having_stopped(tmp_path):
+    whole = fresh(tmp_path)
+    train(whole, settings(tmp_path / "whole"), Examples())
+    train(fresh(tmp_path), settings(tmp_path / "parts"), Examples(), callbacks=[StopAt(3)])
+    resumed = fresh(tmp_path)
+    train(resumed, settings(tmp_path / "parts", resume=True), Examples())
+    for name, parameter in parameters(resumed).items():
+        assert torch.equal(parameter, parameters(whole)[name]), name
+
+
+def test_accumulating_two_batches_is_one_of_twice_the_size(tmp_path):
+    one, two = fresh(tmp_path), fresh(tmp_path)
+    train(one, settings(tmp_path / "one", max_steps=1, batch_size=4, warmup_steps=0), Examples())
+    train(two, settings(tmp_path / "two", max_steps=1, batch_size=2, accumulation_steps=2, warmup_steps=0), Examples())
+    # the first step of Adam follows the sign of the gradient, so compare what it left behind up to rounding
+    for name, parameter in parameters(one).items():
+        torch.testing.assert_close(parameter, parameters(two)[name], rtol=0, atol=2e-4, msg=name)
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path):
+    plain, checkpointed = fresh(tmp_path), fresh(tmp_path)
+    train(plain, settings(tmp_path / "plain"), Examples())
+    train(checkpointed, settings(tmp_path / "saving", gradient_checkpointing=True), Examples())
+    for name, parameter in parameters(plain).items():
+        assert torch.equal(parameter, parameters(checkpointed)[name]), name
+
+
+def test_a_bfloat16_model_trains_its_compressor_in_float32(tmp_path):
+    model, seen = fresh(tmp_path, torch.bfloat16), set()
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            seen.update((is_trained_part(name), p.dtype) for name, p in model.named_parameters())
+
+    train(model, settings(tmp_path / "out"), Examples(), callbacks=[Look()])
+    assert seen == {(True, torch.float32), (False, torch.bfloat16)}
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_nothing_to_resume_and_numbers_out_of_range_are_errors(tmp_path):
+    with pytest.raises(ValueError, match="no checkpoint"):
+        train(fresh(tmp_path), settings(tmp_path / "out", resume=True), Examples())
+    with pytest.raises(ValueError, match="max_steps=0"):
+        settings(tmp_path, max_steps=0)
