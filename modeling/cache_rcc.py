@@ -17,7 +17,7 @@ class ReadOnlyLayer(DynamicLayer):
     """Shows memory and new tokens side by side but stores nothing, so that a checkpointed layer can be replayed."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
+        if self.keys is None or self.values is None:
             return key_states, value_states
         return torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
 
@@ -123,7 +123,7 @@ class RCCCache(Cache):
             super().crop(tokens_to_remove)
             self.mask = None if self.mask is None else self.mask[:, :tokens_to_remove]
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
         self._map_mask(lambda mask: mask.index_select(0, beam_idx.to(mask.device)))
 

@@ -124,15 +124,15 @@ class RCCMemory:
     def select(self, rows: Tensor) -> "RCCMemory":
         """The memory of the given rows `[n]`, in that order."""
 
-        def pick(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.index_select(0, rows.to(tensor.device))
+        def pick(tensor: Tensor) -> Tensor:
+            return tensor.index_select(0, rows.to(tensor.device))
 
         return replace(
             self,
             layers=tuple(tuple(pick(t) for t in layer) for layer in self.layers),
-            mask=pick(self.mask),
+            mask=None if self.mask is None else pick(self.mask),
             local_ids=pick(self.local_ids),
-            local_mask=pick(self.local_mask),
+            local_mask=None if self.local_mask is None else pick(self.local_mask),
             row_tokens=tuple(self.row_tokens[i] for i in rows.tolist()),
         )
 

@@ -2,7 +2,7 @@
 """Turning tokens into memory: segments are encoded in batches, slots go into place, the rest stays local."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ def check_memory(model, memory: RCCMemory) -> None:
     if type(memory).__name__ != "RCCMemory":  # by name: remote code has a class of its own
         raise TypeError(f"memory must be an RCCMemory, as compress() returns it, not a {type(memory).__name__}")
     expected = origin_of(model)
-    if memory.origin != expected:
+    if asdict(memory.origin) != asdict(expected):  # values: remote code has a class of its own
         raise ValueError(
             f"this memory was written by another model: it carries {memory.origin}, this model is {expected}. "
             "Use the model (base and compressor) that wrote it, or compress the context again."

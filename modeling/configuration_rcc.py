@@ -93,7 +93,7 @@ class RCCConfig(PreTrainedConfig):
             tie_word_embeddings = bool(getattr(text_config, "tie_word_embeddings", False))
         for name in ("bos_token_id", "eos_token_id", "pad_token_id", "dtype"):
             kwargs.setdefault(name, getattr(text_config, name, None))
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        super().__init__(**{"tie_word_embeddings": tie_word_embeddings, **kwargs})
 
     @property
     def max_positions(self) -> int | None:

@@ -72,8 +72,9 @@ def decode_behind_context(model, context_ids: Tensor, inputs: Tensor, mask: Tens
     tail, _ = grid.take_local(context_ids)
     embed = model.get_input_embeddings()
     local = torch.cat([embed(tail), embed(inputs) if inputs.ndim == 2 else inputs], 1)
+    mask = _last_columns(mask, inputs.shape[1])
     if mask is not None:
-        mask = torch.cat([mask.new_ones(tail.shape), _last_columns(mask, inputs.shape[1])], 1)
+        mask = torch.cat([mask.new_ones(tail.shape), mask], 1)
     check_positions(config, state[0].shape[1] + local.shape[1])
     outputs = scheme.decode(decoder, state, local, mask, **kwargs)
     return _trim(outputs, inputs.shape[1], None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -70,19 +71,19 @@ def adaptable_linears(layer: nn.Module) -> dict[str, nn.Linear]:
     }
 
 
-def rotary_tables(decoder: nn.Module, index: int, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+def rotary_tables(decoder: PreTrainedModel, index: int, position_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine and sine `[B, T, R]` by which layer `index` of the base rotates keys at `position_ids` `[B, T]`.
 
     Positions may be fractions. Gemma 3 has one table per kind of layer; the others have one for all.
     """
-    rotary, reference = decoder.rotary_emb, decoder.get_input_embeddings().weight
-    like = torch.empty(0, device=position_ids.device, dtype=_compute_dtype(decoder, reference))
+    rotary = decoder.rotary_emb
+    like = torch.empty(0, device=position_ids.device, dtype=decoder.dtype)
     if "layer_type" in inspect.signature(rotary.forward).parameters:
         return rotary(like, position_ids, decoder.config.layer_types[index])
     return rotary(like, position_ids)
 
 
-def rotate_keys(decoder: nn.Module, index: int, keys: Tensor, position_ids: Tensor) -> Tensor:
+def rotate_keys(decoder: PreTrainedModel, index: int, keys: Tensor, position_ids: Tensor) -> Tensor:
     """Keys `[B, H, T, D]` that were projected at position 0, moved to `position_ids` `[B, T]` as the base would.
 
     Scaled rotary embeddings (YaRN and kin) multiply the tables by a constant, which a key projected at position 0
@@ -92,8 +93,3 @@ def rotate_keys(decoder: nn.Module, index: int, keys: Tensor, position_ids: Tens
     constant = rotary_tables(decoder, index, torch.zeros_like(position_ids[:1, :1]))[0].to(cos.dtype)
     apply = sys.modules[type(decoder).__module__].apply_rotary_pos_emb
     return apply(keys, keys, cos / constant, sin / constant)[1]
-
-
-def _compute_dtype(decoder: nn.Module, embedding: Tensor) -> torch.dtype:
-    # a quantised base may store integers; its activations have the configuration's dtype
-    return embedding.dtype if embedding.dtype.is_floating_point else (decoder.config.dtype or torch.float32)

@@ -1,18 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """How `generate` meets memory: which cache it gets, and which of its modes cannot work."""
 
+from torch import nn
+from transformers import GenerationMixin
+
 from .cache_rcc import RCCCache
 from .compressing_rcc import check_memory
+from .configuration_rcc import RCCConfig
 from .decoding_rcc import check_positions
 from .segments_rcc import count_segments
 
 
-class RCCGenerationMixin:
+class RCCGenerationMixin(GenerationMixin):
     """Overrides of `GenerationMixin`; everything else of `generate` is the library's.
 
     `generate(prompt, memory=memory)` decodes behind a memory; `generate(long_prompt)` compresses what does not fit
     `config.window`. A prompt that fits, without memory, takes the base's own path.
     """
+
+    config: RCCConfig
+    model: nn.Module
 
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length

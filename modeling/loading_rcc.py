@@ -5,10 +5,11 @@ import inspect
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, logging
 
 from .configuration_rcc import RCC_VERSION, RCCConfig
@@ -38,9 +39,11 @@ _NOT_ARGUMENTS = {
 CONFIG_ARGUMENTS = tuple(n for n in inspect.signature(RCCConfig.__init__).parameters if n not in _NOT_ARGUMENTS)
 
 
-class LoadingMixin:
+class LoadableModel(PreTrainedModel):
     """`from_base`, `from_pretrained` and `save_pretrained` of the RCC models."""
 
+    config_class = RCCConfig
+    config: RCCConfig
     _decoder_prefix = ""  # where the base's backbone sits below this class
 
     @classmethod
@@ -146,11 +149,12 @@ class LoadingMixin:
         mapping = {rf"^{family.backbone}\.": cls._decoder_prefix, rf"^{family.head}\.": "lm_head."}
         config._fresh_compressor = True
         try:
-            model, info = super().from_pretrained(
+            loaded: Any = super().from_pretrained(
                 base, config=config, key_mapping=mapping, output_loading_info=True, **kwargs
             )
         finally:
             del config._fresh_compressor
+        model, info = loaded
         model.config.__dict__.pop("_fresh_compressor", None)
         model._weight_conversions = None  # or save_pretrained would give the weights the base's names again
         if info["missing_keys"]:
@@ -170,7 +174,7 @@ class LoadingMixin:
         Raises:
             ValueError: if the weights are not those of this model's compressor in number, names and shapes.
         """
-        file = cached_file(source, SAFE_WEIGHTS_NAME, **(hub or {}))
+        file = str(cached_file(source, SAFE_WEIGHTS_NAME, **(hub or {})))
         own = {name: p for name, p in self.named_parameters() if is_trained_part(name)}
         stored = load_file(file)
         if not self._decoder_prefix.startswith("model."):  # the backbone alone, from a causal LM's checkpoint
@@ -210,7 +214,8 @@ def _sort_arguments(scheme: str, kwargs: dict) -> tuple[dict, dict, dict]:
             f"from_base() does not know {', '.join(unknown)}. Options of scheme {scheme!r}: {', '.join(known[0])}. "
             f"Fields of RCCConfig: {', '.join(known[1])}. Arguments of loading: {', '.join(known[2])}."
         )
-    return tuple({name: kwargs[name] for name in names if name in kwargs} for names in known)
+    options, fields, loading = ({name: kwargs[name] for name in names if name in kwargs} for names in known)
+    return options, fields, loading
 
 
 def _check_folder(source) -> None:

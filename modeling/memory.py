@@ -9,7 +9,6 @@ Letters for shapes, the same everywhere: `B` batch, `T` tokens, `S` segments, `W
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -27,11 +26,11 @@ class MemoryScheme(ABC):
     query_dependent: ClassVar[bool] = False
     """Whether what `read` shows changes with the tokens that follow; then `refresh` does something."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Options:
-        """The scheme's entries of `RCCConfig.scheme_options`."""
+    Options: ClassVar[type]
+    """A frozen, keyword-only dataclass: the scheme's entries of `RCCConfig.scheme_options`."""
+    options: Any
 
-    def __init__(self, options: "MemoryScheme.Options"):
+    def __init__(self, options: Any):
         self.options = options
 
     @abstractmethod

@@ -15,6 +15,38 @@ from .passes_rcc import Pass, adapter_key, enter_pass, install_hooks
 WIRINGS = ("replace", "add")
 
 
+@dataclass(frozen=True, kw_only=True)
+class RCCOptions:
+    """Options of the RCC scheme.
+
+    Attributes:
+        wiring: "replace" or "add" (the paper's).
+        write_rank: rank of the compressor's adapters; 0 for none.
+        read_rank: rank of the adapters that are on while decoding with memory; 0 for none.
+        map_rank: rank of each P_i; None for a full matrix.
+        adapter_scale: factor on the adapters' update (LoRA's alpha over rank).
+        targets: last names of the linear maps that get adapters (such as "q_proj"); None for all.
+    """
+
+    wiring: str = "replace"
+    write_rank: int = 32
+    read_rank: int = 16
+    map_rank: int | None = 32
+    adapter_scale: float = 2.0
+    targets: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        if self.wiring not in WIRINGS:
+            raise ValueError(f"wiring={self.wiring!r} is not known; choose one of {', '.join(WIRINGS)}")
+        for name in ("write_rank", "read_rank"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} is negative; give 0 for no adapter, or a rank")
+        if self.map_rank is not None and self.map_rank < 1:
+            raise ValueError(f"map_rank={self.map_rank} is below 1; give a rank, or None for a full matrix")
+        if self.targets is not None:  # JSON has lists only
+            object.__setattr__(self, "targets", tuple(self.targets))
+
+
 class RCCScheme(MemoryScheme):
     """Recurrent Context Compression (https://arxiv.org/abs/2406.06110, section 3).
 
@@ -32,37 +64,8 @@ class RCCScheme(MemoryScheme):
 
     name = "rcc"
     independent_writes = True
-
-    @dataclass(frozen=True, kw_only=True)
-    class Options:
-        """Options of the RCC scheme.
-
-        Attributes:
-            wiring: "replace" or "add" (the paper's).
-            write_rank: rank of the compressor's adapters; 0 for none.
-            read_rank: rank of the adapters that are on while decoding with memory; 0 for none.
-            map_rank: rank of each P_i; None for a full matrix.
-            adapter_scale: factor on the adapters' update (LoRA's alpha over rank).
-            targets: last names of the linear maps that get adapters (such as "q_proj"); None for all.
-        """
-
-        wiring: str = "replace"
-        write_rank: int = 32
-        read_rank: int = 16
-        map_rank: int | None = 32
-        adapter_scale: float = 2.0
-        targets: tuple[str, ...] | None = None
-
-        def __post_init__(self):
-            if self.wiring not in WIRINGS:
-                raise ValueError(f"wiring={self.wiring!r} is not known; choose one of {', '.join(WIRINGS)}")
-            for name in ("write_rank", "read_rank"):
-                if getattr(self, name) < 0:
-                    raise ValueError(f"{name}={getattr(self, name)} is negative; give 0 for no adapter, or a rank")
-            if self.map_rank is not None and self.map_rank < 1:
-                raise ValueError(f"map_rank={self.map_rank} is below 1; give a rank, or None for a full matrix")
-            if self.targets is not None:  # JSON has lists only
-                object.__setattr__(self, "targets", tuple(self.targets))
+    Options = RCCOptions
+    options: RCCOptions
 
     def build(self, decoder):
         last = len(decoder.layers) - 1

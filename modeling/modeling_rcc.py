@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import AutoModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
@@ -19,13 +19,13 @@ from .configuration_rcc import RCCConfig
 from .decoding_rcc import decode_behind_context, decode_with_cache
 from .families_rcc import family_of, scale_logits
 from .generation_rcc import RCCGenerationMixin
-from .loading_rcc import LoadingMixin
+from .loading_rcc import LoadableModel
 from .passes_rcc import enter_pass, running_pass
 from .schemes_rcc import make_scheme
 from .segments_rcc import Grid, join, pack_left
 
 
-class RCCPreTrainedModel(LoadingMixin, PreTrainedModel):
+class RCCPreTrainedModel(LoadableModel):
     """What both models share: loading, initialisation, activation checkpointing."""
 
     config_class = RCCConfig
@@ -131,7 +131,7 @@ class RCCModel(RCCPreTrainedModel):
         inputs, mask = pack_left(inputs, mask)
         grid = Grid.of(inputs, mask, self.config.segment_length)
         if grid.num_segments == 0:
-            if memory is None:
+            if old is None:
                 raise ValueError(
                     f"the context has {max(grid.lengths)} tokens, less than one segment of {grid.segment_length}: "
                     "nothing can be compressed. Put it into the prompt, or use a model with a shorter segment_length."
@@ -177,9 +177,9 @@ class RCCModel(RCCPreTrainedModel):
         Raises:
             ValueError: if arguments exclude each other, or more positions are needed than the base has.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
         inputs = input_ids if inputs_embeds is None else inputs_embeds
+        if inputs is None or (input_ids is not None and inputs_embeds is not None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
         if context_ids is not None:
             if memory is not None or past_key_values is not None or use_cache:
                 raise ValueError(
@@ -211,7 +211,7 @@ class RCCModel(RCCPreTrainedModel):
         )
 
 
-class RCCForCausalLM(RCCPreTrainedModel, RCCGenerationMixin, GenerationMixin):
+class RCCForCausalLM(RCCPreTrainedModel, RCCGenerationMixin):
     """A causal language model of a known base family that reads long contexts through a compressed memory."""
 
     _decoder_prefix = "model.language_model."
@@ -232,9 +232,9 @@ class RCCForCausalLM(RCCPreTrainedModel, RCCGenerationMixin, GenerationMixin):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.set_input_embeddings(value)
 
-    @functools.wraps(RCCModel.compress)
-    def compress(self, *args, **kwargs) -> RCCMemory:
-        return self.model.compress(*args, **kwargs)
+    def compress(self, input_ids: Tensor, *args, **kwargs) -> RCCMemory:
+        """Compress a context `[B, T]`; arguments, result and errors are those of `RCCModel.compress`."""
+        return self.model.compress(input_ids, *args, **kwargs)
 
     @can_return_tuple
     def forward(

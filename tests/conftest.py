@@ -17,6 +17,7 @@ OPT_IN = ("gpu", "network", "slow")
 def pytest_addoption(parser: pytest.Parser) -> None:
     for marker in OPT_IN:
         parser.addoption(f"--run-{marker}", action="store_true", help=f"run the tests marked {marker!r} as well")
+    parser.addoption("--other-python", metavar="PATH", help="an interpreter with another transformers, to trade with")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finding models for people: by a name of the bundled one, a base, or an RCC checkpoint."""
 
+from typing import Any
+
 import torch
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -8,7 +10,12 @@ from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
 from rcc_hf.objectives import RECONSTRUCTION_PROMPT
 from rcc_hf.smollm import resolve_base
 
-DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: dict[str, torch.dtype | str] = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def parse_dtype(name: str) -> torch.dtype | str:
@@ -22,7 +29,7 @@ def parse_dtype(name: str) -> torch.dtype | str:
     return DTYPES[name]
 
 
-def load_model(name: str, base: str | None = None, dtype: str = "auto", **fresh) -> RCCForCausalLM:
+def load_model(name: str, base: str | None = None, dtype: str = "auto", **fresh: Any) -> RCCForCausalLM:
     """An RCC model: the checkpoint `name`, or a fresh compressor on the base `name`.
 
     Args:

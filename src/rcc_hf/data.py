@@ -2,7 +2,7 @@
 """Text for training: documents from files, cut into blocks of tokens that never span two documents."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -11,10 +11,10 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from rcc_hf.objectives import reconstruction_example
-from rcc_hf.prose import load_prose
+from rcc_hf.prose import Split, load_prose
 
 TEXT_SUFFIXES = (".txt", ".md")
-BUNDLED = {"prose": "train", "prose-held-out": "held_out"}
+BUNDLED: dict[str, Split] = {"prose": "train", "prose-held-out": "held_out"}
 
 
 def read_documents(source: str) -> list[str]:
@@ -61,7 +61,12 @@ class TokenBlocks(Dataset):
     """
 
     def __init__(
-        self, texts: Iterable[str], tokenizer, block_length: int, prompt_ids: list[int], progress: bool = True
+        self,
+        texts: Iterable[str],
+        tokenizer: Callable,
+        block_length: int,
+        prompt_ids: list[int],
+        progress: bool = True,
     ):
         """Tokenize `texts` into blocks of `block_length` tokens.
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.utils.data import Dataset
-from transformers import EvalPrediction, Trainer, TrainingArguments, default_data_collator
+from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainingArguments, default_data_collator
 from transformers.trainer_utils import get_last_checkpoint
 
 from rcc_hf.modeling.fingerprint_rcc import is_trained_part
@@ -34,7 +35,7 @@ class TrainSettings:
     resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in the output folder."})
     report_to: str = field(default="none", metadata={"help": "Where metrics go too: none, tensorboard, wandb, ..."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("max_steps", "batch_size", "accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
@@ -43,15 +44,15 @@ class TrainSettings:
 class RCCTrainer(Trainer):
     """A Trainer whose checkpoints hold the compressor alone: the base is frozen and lies elsewhere."""
 
-    def _save(self, output_dir=None, state_dict=None):
-        folder = Path(output_dir or self.args.output_dir)
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(str(output_dir or self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         self.accelerator.unwrap_model(self.model).save_pretrained(folder, adapter_only=True, state_dict=state_dict)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         torch.save(self.args, folder / "training_args.bin")
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.accelerator.unwrap_model(model or self.model).load_compressor(resume_from_checkpoint)
 
 
@@ -60,7 +61,7 @@ def train(
     settings: TrainSettings,
     train_dataset: Dataset,
     eval_dataset: Dataset | None = None,
-    tokenizer=None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     callbacks: list | None = None,
 ) -> dict[str, float]:
     """Train the compressor of `model` in place and save it, adapter-only, in `settings.output`.
@@ -101,7 +102,7 @@ def train(
         if eval_dataset is not None:
             metrics |= trainer.evaluate()
     finally:
-        _set_compressor_dtype(model, model.get_input_embeddings().weight.dtype)
+        _set_compressor_dtype(model, model.lm_head.weight.dtype)
         model.eval()
     trainer.save_model()
     trainer.save_metrics("all", metrics, combined=False)

@@ -2,13 +2,15 @@
 """`rcc generate`: text behind a memory, a long context, or neither."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from transformers import TextStreamer, set_seed
+from transformers import PreTrainedTokenizerBase, TextStreamer, set_seed
 
 from rcc_hf.cli.loading import compress_with_progress, encode, load, read_text
 from rcc_hf.cli.settings import ModelSettings, parse
 from rcc_hf.modeling.compressed_rcc import RCCMemory
+from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
 
 
 @dataclass(kw_only=True)
@@ -43,22 +45,27 @@ def run(argv: list[str]) -> int:
         ids = encode(tokenizer, read_text(settings.context), model.device)
         memory = compress_with_progress(model, ids, ratio=settings.ratio)
     prompt_ids = _prompt_ids(model, tokenizer, names.prompt, settings)
-    sampling = {"do_sample": False}
+    sampling: dict[str, Any] = {"do_sample": False}
     if settings.temperature > 0:
         set_seed(settings.seed)
         sampling = {"do_sample": True, "temperature": settings.temperature}
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    model.generate(prompt_ids, memory=memory, max_new_tokens=settings.max_new_tokens, streamer=streamer, **sampling)
+    untyped: Any = model  # generate's annotations leave out what it hands to the model
+    untyped.generate(prompt_ids, memory=memory, max_new_tokens=settings.max_new_tokens, streamer=streamer, **sampling)
     return 0
 
 
-def _prompt_ids(model, tokenizer, prompt: str, settings: GenerateSettings):
+def _prompt_ids(
+    model: RCCForCausalLM, tokenizer: PreTrainedTokenizerBase, prompt: str, settings: GenerateSettings
+) -> torch.Tensor:
     if settings.reconstruct:
         if model.config.reconstruction_prompt_ids is None:
             raise ValueError("this checkpoint was not trained to reconstruct: its configuration has no such prompt")
         return torch.tensor([model.config.reconstruction_prompt_ids], device=model.device)
     if settings.chat:
-        prompt = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        prompt = str(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            )
         )
     return encode(tokenizer, prompt, model.device)

@@ -4,22 +4,28 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from rcc_hf.checkpoints import load_model, load_tokenizer
-from rcc_hf.cli.settings import ModelSettings
+from rcc_hf.cli.settings import CompressorSettings, ModelSettings
 from rcc_hf.modeling.compressed_rcc import RCCMemory
+from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
 
 
-def load(name: str, settings: ModelSettings, fresh=None):
+def load(
+    name: str, settings: ModelSettings, fresh: CompressorSettings | None = None
+) -> tuple[RCCForCausalLM, PreTrainedTokenizerBase]:
     """Model (on its device) and tokenizer."""
     model = load_model(name, base=settings.base, dtype=settings.dtype, **({} if fresh is None else asdict(fresh)))
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device), load_tokenizer(model, name)
+    torch.nn.Module.to(model, device)
+    return model, load_tokenizer(model, name)
 
 
 def read_text(source: str) -> str:
@@ -27,18 +33,18 @@ def read_text(source: str) -> str:
     return sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
 
 
-def encode(tokenizer, text: str, device) -> torch.Tensor:
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, device: torch.device) -> torch.Tensor:
     """Ids `[1, T]` without special tokens."""
     return tokenizer(text, return_tensors="pt", add_special_tokens=False, verbose=False)["input_ids"].to(device)
 
 
-def compress_with_progress(model, input_ids: torch.Tensor, **options) -> RCCMemory:
+def compress_with_progress(model: RCCForCausalLM, input_ids: torch.Tensor, **options: Any) -> RCCMemory:
     """`model.compress` with a progress bar over source tokens."""
     with tqdm(total=input_ids.shape[1], desc="Compressing", unit="token", unit_scale=True) as bar:
         return model.compress(input_ids, on_progress=bar.update, **options)
 
 
-def plain_kv_bytes(model, num_tokens: int) -> int:
+def plain_kv_bytes(model: RCCForCausalLM, num_tokens: int) -> int:
     """Bytes of an uncompressed KV cache: 2 x layers x key/value heads x head width x tokens x element size."""
     text = model.config.text_config
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads

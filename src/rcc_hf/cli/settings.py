@@ -2,6 +2,7 @@
 """Command lines from dataclasses: flags, help and defaults are written once, in the fields."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import HfArgumentParser
 
@@ -29,9 +30,9 @@ class ModelSettings:
     device: str = field(default="auto", metadata={"help": "cpu, cuda, cuda:1, ...; auto: a GPU if there is one."})
 
 
-def parse(argv: list[str], command: str, description: str, positionals: dict[str, str], *settings: type) -> tuple:
+def parse(argv: list[str], command: str, description: str, positionals: dict[str, str], *settings: Any) -> tuple:
     """Instances of the dataclasses, then the positional arguments as a namespace."""
-    parser = HfArgumentParser(settings, prog=f"rcc {command}", description=description)
+    parser = HfArgumentParser(list(settings), prog=f"rcc {command}", description=description)
     for name, text in positionals.items():
         parser.add_argument(name, help=text)
     return parser.parse_args_into_dataclasses(args=argv)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same on a CUDA device: nothing is left behind on the CPU, and bfloat16 stays close."""
+
+import copy
+
+import pytest
+import torch
+from tiny import SEGMENT, ratio_of_norms, rcc_model, tokens
+
+from rcc_hf import RCCMemory
+from rcc_hf.objectives import reconstruction_example
+from rcc_hf.training import TrainSettings, train
+
+pytestmark = pytest.mark.gpu
+
+GREEDY = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+WIRINGS = pytest.mark.parametrize("wiring", ["replace", "add"])
+
+
+def pair(wiring, **options):
+    """The same model on the CPU and on the GPU."""
+    model = rcc_model(scheme_options={"wiring": wiring}, **options)
+    return model, copy.deepcopy(model).to("cuda")
+
+
+@WIRINGS
+def test_float64_equals_the_cpu(wiring):
+    cpu, gpu = pair(wiring)
+    context, prompt = tokens(2, 53), tokens(2, 9, seed=1)
+    expected = cpu(prompt, memory=cpu.compress(context)).logits
+    memory = gpu.compress(context.cuda())
+    assert memory.device.type == "cuda"
+    # the base makes its rotary tables in float32, on each device with its own rounding
+    assert ratio_of_norms(gpu(prompt.cuda(), memory=memory).logits.cpu(), expected) <= 1e-6
+    assert ratio_of_norms(gpu(prompt.cuda(), context_ids=context.cuda()).logits.cpu(), expected) <= 1e-6
+
+
+@WIRINGS
+def test_generation_of_a_ragged_batch_equals_the_cpu(wiring):
+    cpu, gpu = pair(wiring)
+    ids = tokens(3, 70)
+    ids[1, :25] = 0
+    ids[2, :50] = 0  # short enough to have no memory
+    mask = (ids != 0).long()
+    expected = cpu.generate(ids, attention_mask=mask, **GREEDY)
+    assert torch.equal(gpu.generate(ids.cuda(), attention_mask=mask.cuda(), **GREEDY).cpu(), expected)
+
+
+@WIRINGS
+def test_bfloat16_is_close_to_float64(wiring):
+    cpu, gpu = pair(wiring)
+    context, prompt = tokens(2, 64), tokens(2, 9, seed=1)
+    expected = cpu(prompt, memory=cpu.compress(context)).logits
+    gpu = gpu.bfloat16()
+    actual = gpu(prompt.cuda(), memory=gpu.compress(context.cuda())).logits
+    assert ratio_of_norms(actual.cpu().double(), expected) <= 5e-2
+
+
+def test_a_memory_moves_between_devices(tmp_path):
+    cpu, gpu = pair("replace")
+    gpu.compress(tokens(1, 40).cuda()).save_pretrained(tmp_path)
+    memory = RCCMemory.from_pretrained(tmp_path, device="cuda")
+    prompt = tokens(1, 5, seed=1)
+    expected = cpu.generate(prompt, memory=memory.to("cpu"), **GREEDY)
+    assert torch.equal(gpu.generate(prompt.cuda(), memory=memory, **GREEDY).cpu(), expected)
+    with pytest.raises(ValueError, match=r"cuda.*cpu|cpu.*cuda"):
+        cpu.generate(prompt, memory=memory, **GREEDY)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_training_learns(tmp_path, checkpointing):
+    model = rcc_model(dtype=torch.bfloat16)
+    examples = [reconstruction_example(context, [1, 4]) for context in tokens(2, SEGMENT)] * 32
+    settings = TrainSettings(
+        output=str(tmp_path / "out"),
+        max_steps=60,
+        batch_size=4,
+        learning_rate=1e-2,
+        warmup_steps=1,
+        gradient_checkpointing=checkpointing,
+    )
+    metrics = train(model, settings, examples, examples[:2])
+    assert metrics["eval_token_accuracy"] > 0.5
