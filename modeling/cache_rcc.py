@@ -35,6 +35,7 @@ class RCCCache(Cache):
         mask: `[B, physical]`, 0 at padding; None if every entry is real.
         started: whether the cache has been filled.
         num_slots: slots in front, padding included; 0 until started.
+        position_shift: by how much local positions are below the entries in front of them, `[B, 1]` or one number.
     """
 
     def __init__(
@@ -55,17 +56,25 @@ class RCCCache(Cache):
         self.mask: Tensor | None = None
         self.started = False
         self.num_slots = 0
+        self.position_shift: Tensor | int = 0
         self._offset = 0  # logical minus physical length
         self._protected = 0  # entries that belong to the memory
 
     def start(
-        self, slots: list[tuple[Tensor, Tensor]], mask: Tensor | None, local_length: int, input_length: int
+        self,
+        slots: list[tuple[Tensor, Tensor]],
+        mask: Tensor | None,
+        shift: Tensor | int,
+        *,
+        local_length: int,
+        input_length: int,
     ) -> None:
         """Put the slots in front.
 
         Args:
             slots: key and value `[B, H, M, D]` of every layer, or an empty list.
             mask: `[B, M]`, or None if all slots are real.
+            shift: by how much local positions move down (`slot_positions`).
             local_length: tokens that the first forward call decodes: raw ones of the memory, and of the prompt what
                 was not compressed.
             input_length: tokens of the prompt, by which `generate` counts.
@@ -73,7 +82,7 @@ class RCCCache(Cache):
         for layer, (keys, values) in zip(self.layers, slots, strict=bool(slots)):
             layer.lazy_initialization(keys, values)
             layer.keys, layer.values = keys, values
-        self.mask, self.memory, self.started = mask, None, True
+        self.mask, self.position_shift, self.memory, self.started = mask, shift, None, True
         self.num_slots = self.physical_length
         self._offset = input_length - local_length - self.num_slots
         self._protected = self.num_slots + max(0, local_length - input_length)
@@ -125,15 +134,17 @@ class RCCCache(Cache):
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
-        self._map_mask(lambda mask: mask.index_select(0, beam_idx.to(mask.device)))
+        self._map_rows(lambda rows: rows.index_select(0, beam_idx.to(rows.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
-        self._map_mask(lambda mask: mask.repeat_interleave(repeats, 0))
+        self._map_rows(lambda rows: rows.repeat_interleave(repeats, 0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
-        self._map_mask(lambda mask: mask[indices.to(mask.device)])
+        self._map_rows(lambda rows: rows[indices.to(rows.device)])
 
-    def _map_mask(self, function) -> None:
+    def _map_rows(self, function) -> None:
         self.mask = None if self.mask is None else function(self.mask)
+        if isinstance(self.position_shift, Tensor):
+            self.position_shift = function(self.position_shift)

@@ -135,14 +135,6 @@ def without_local(memory: RCCMemory) -> RCCMemory:
     return with_local(memory, memory.local_ids[:, :0], None, tuple(sizes))
 
 
-def slot_positions(memory: RCCMemory) -> Tensor:
-    """Positions `[B, M]` of the slots: 0, 1, ... over the real ones of each row."""
-    if memory.mask is None:
-        width = sum(memory.slot_counts)
-        return torch.arange(width, device=memory.local_ids.device).expand(memory.batch_size, width)
-    return (memory.mask.long().cumsum(1) - 1).clamp(min=0)
-
-
 def _encode(model, memory, inputs, grid, ratio, on_progress):
     """The kept tensors of every layer, old slots first; new ones are written straight to their place."""
     scheme, decoder, length = model.scheme, model.language_model, grid.segment_length

@@ -39,6 +39,10 @@ class RCCConfig(PreTrainedConfig):
         segment_length: tokens that are compressed together, `W`.
         window: `generate` leaves prompts of at most so many tokens alone, and keeps at most so many raw of a longer
             one; at least `segment_length`. Default: 4 segments, but no more than half of the base's range.
+        fit_positions: when slots and text need more positions than the base was trained for: whether to spread slots
+            evenly over `slot_positions` positions (at fractions) instead of refusing.
+        slot_positions: positions that fitted slots have; the rest of the base's range is for local and new tokens.
+            Default: half of the range.
         encode_batch_tokens: how many tokens the compressor sees in one forward call.
         base_model_name_or_path: where the base's weights came from.
         adapter_only: whether the checkpoint holds the compressor alone, and the base is loaded from elsewhere.
@@ -63,6 +67,8 @@ class RCCConfig(PreTrainedConfig):
         ratio: int = 32,
         segment_length: int = 1024,
         window: int | None = None,
+        fit_positions: bool = False,
+        slot_positions: int | None = None,
         encode_batch_tokens: int = 16384,
         base_model_name_or_path: str | None = None,
         adapter_only: bool = False,
@@ -82,6 +88,10 @@ class RCCConfig(PreTrainedConfig):
         self.ratio = ratio
         self.segment_length = segment_length
         self.window = self._default_window() if window is None else window
+        self.fit_positions = fit_positions
+        if slot_positions is None and self.max_positions is not None:
+            slot_positions = max(1, self.max_positions // 2)
+        self.slot_positions = slot_positions
         self.encode_batch_tokens = encode_batch_tokens
         self.base_model_name_or_path = base_model_name_or_path
         self.adapter_only = adapter_only
@@ -127,6 +137,11 @@ class RCCConfig(PreTrainedConfig):
         return max(self.segment_length, min(4 * self.segment_length, half))
 
     def _check_numbers(self) -> None:
+        if self.max_positions and not 1 <= self.slot_positions < self.max_positions:
+            raise ValueError(
+                f"slot_positions={self.slot_positions} leaves nothing for text, or nothing for slots: choose a number "
+                f"from 1 to {self.max_positions - 1}"
+            )
         for name in ("segment_length", "encode_batch_tokens"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1")

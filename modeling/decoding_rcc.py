@@ -6,8 +6,9 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .cache_rcc import RCCCache
-from .compressing_rcc import append_segments, slot_positions, without_local
+from .compressing_rcc import append_segments, without_local
 from .passes_rcc import Pass, enter_pass, install_hooks
+from .positions_rcc import check_positions, local_positions, slot_positions
 from .segments_rcc import Grid, join, pack_left
 
 
@@ -27,10 +28,7 @@ def decode_with_cache(model, cache: RCCCache, inputs: Tensor, attention_mask: Te
     query_length = inputs.shape[1]
     offset = cache.physical_length
     mask = cache.extend_mask(mask, len(inputs), query_length)
-    if mask is None:
-        position_ids = torch.arange(offset, offset + query_length, device=inputs.device)[None]
-    else:
-        position_ids = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -query_length:]
+    position_ids = local_positions(mask, offset, query_length, cache.position_shift, inputs.device)
     if cache.num_slots:
         check_positions(model.config, offset + query_length, position_ids)
     with enter_pass(_reading(model, cache)):
@@ -75,29 +73,17 @@ def decode_behind_context(model, context_ids: Tensor, inputs: Tensor, mask: Tens
     mask = _last_columns(mask, inputs.shape[1])
     if mask is not None:
         mask = torch.cat([mask.new_ones(tail.shape), mask], 1)
-    check_positions(config, state[0].shape[1] + local.shape[1])
-    outputs = scheme.decode(decoder, state, local, mask, **kwargs)
+    num_slots, length = state[0].shape[1], local.shape[1]
+    slots, shift = slot_positions(config, None, (len(local), num_slots), local.device)
+    mask = None if mask is None else torch.cat([mask.new_ones(len(local), num_slots), mask], 1)
+    if mask is None and slots.is_floating_point():
+        # without a mask, the library takes positions that do not count up by one for packed sequences
+        mask = torch.ones(len(local), num_slots + length, dtype=torch.long, device=local.device)
+    behind = local_positions(mask, num_slots, length, shift, local.device)
+    check_positions(config, num_slots + length, behind)
+    position_ids = torch.cat([slots, behind.expand(len(local), length)], 1)
+    outputs = scheme.decode(decoder, state, local, mask, position_ids, **kwargs)
     return _trim(outputs, inputs.shape[1], None)
-
-
-def check_positions(config, needed: int, position_ids: Tensor | None = None) -> None:
-    """Refuse more positions than the base was trained for.
-
-    Raises:
-        ValueError: naming the longest context that fits.
-    """
-    limit = config.max_positions
-    if limit is None or needed <= limit:
-        return
-    if position_ids is not None:  # padding counted so far
-        needed = int(position_ids.max()) + 1
-    if needed <= limit:
-        return
-    raise ValueError(
-        f"slots, local tokens and new tokens need {needed} positions, but the base was trained for {limit}. At ratio "
-        f"{config.ratio} the longest context beside a window of {config.window} tokens has "
-        f"{(limit - config.window) * config.ratio} tokens. Use a higher ratio, a smaller window or fewer new tokens."
-    )
 
 
 def _start(model, cache: RCCCache, inputs: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -115,11 +101,12 @@ def _start(model, cache: RCCCache, inputs: Tensor, mask: Tensor | None) -> tuple
             with torch.no_grad():
                 memory = append_segments(model, memory, packed, grid, model.config.check_ratio(cache.ratio))
             inputs, mask = grid.take_local(packed)
-    slots, slot_mask = [], None
+    slots, slot_mask, shift = [], None, 0
     if memory is not None and memory.slot_counts:
-        slot_mask = memory.mask
-        slots = model.scheme.read(model.language_model, memory.layers, slot_positions(memory), slot_mask)
-    cache.start(slots, slot_mask, local_length=inputs.shape[1], input_length=length)
+        slot_mask, shape = memory.mask, (memory.batch_size, sum(memory.slot_counts))
+        positions, shift = slot_positions(model.config, slot_mask, shape, inputs.device)
+        slots = model.scheme.read(model.language_model, memory.layers, positions, slot_mask)
+    cache.start(slots, slot_mask, shift, local_length=inputs.shape[1], input_length=length)
     return inputs, mask
 
 

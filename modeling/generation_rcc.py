@@ -7,7 +7,7 @@ from transformers import GenerationMixin
 from .cache_rcc import RCCCache
 from .compressing_rcc import check_memory
 from .configuration_rcc import RCCConfig
-from .decoding_rcc import check_positions
+from .positions_rcc import check_positions
 from .segments_rcc import count_segments
 
 
@@ -54,6 +54,8 @@ class RCCGenerationMixin(GenerationMixin):
         segment = self.config.segment_length
         segments = count_segments(prompt_length, segment, self.config.window)
         slots += segments * (segment // self.config.check_ratio(ratio))
+        if self.config.fit_positions and self.config.slot_positions is not None:
+            slots = min(slots, self.config.slot_positions)
         check_positions(self.config, slots + prompt_length - segments * segment + new_tokens)
 
     def init_continuous_batching(self, *args, **kwargs):

@@ -57,8 +57,16 @@ class MemoryScheme(ABC):
         """Called before each decoder step of a query-dependent scheme, with the tokens about to be decoded `[B, T]`."""
 
     @abstractmethod
-    def decode(self, decoder: nn.Module, state: State, inputs_embeds: Tensor, mask: Tensor | None, **kwargs) -> Any:
+    def decode(
+        self,
+        decoder: nn.Module,
+        state: State,
+        inputs_embeds: Tensor,
+        mask: Tensor | None,
+        position_ids: Tensor,
+        **kwargs,
+    ) -> Any:
         """The training path: decode `[B, T, D]` behind `state` in one pass that keeps the graph and no cache.
 
-        The base's output comes back with `M` slot rows in front of the `T` local ones.
+        `mask` and `position_ids` are `[B, M + T]`, and so are the rows of the output: slots first.
         """

@@ -158,15 +158,10 @@ class RCCScheme(MemoryScheme):
             for i, (keys, values) in enumerate(kept)
         ]
 
-    def decode(self, decoder, state, inputs_embeds, mask, **kwargs):
+    def decode(self, decoder, state, inputs_embeds, mask, position_ids, **kwargs):
         num_slots = state[0].shape[1]
-        rows = torch.cat(
-            [inputs_embeds.new_zeros(len(inputs_embeds), num_slots, inputs_embeds.shape[2]), inputs_embeds], 1
-        )
-        position_ids = None
-        if mask is not None:
-            mask = torch.cat([mask.new_ones(len(mask), num_slots), mask], 1)
-            position_ids = (mask.long().cumsum(1) - 1).clamp(min=0)
+        placeholders = inputs_embeds.new_zeros(len(inputs_embeds), num_slots, inputs_embeds.shape[2])
+        rows = torch.cat([placeholders, inputs_embeds], 1)
         install_hooks(decoder.layers)
         with enter_pass(self._inject(state)):
             return decoder(
