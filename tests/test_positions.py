@@ -106,3 +106,17 @@ def test_text_beyond_the_range_is_refused_even_when_slots_are_fitted():
 def test_slot_positions_out_of_range_are_refused(slot_positions):
     with pytest.raises(ValueError, match=f"slot_positions={slot_positions}"):
         config(slot_positions=slot_positions)
+
+
+def test_a_cache_keeps_each_rows_shift_when_rows_move():
+    model = short_model()
+    context = tokens(2, 10 * SEGMENT)
+    context[1, : 8 * SEGMENT] = 0
+    mask = (context != 0).long()
+    cache = model(tokens(2, 3), memory=model.compress(context, attention_mask=mask)).past_key_values
+    assert cache.position_shift.tolist() == [[20], [0]]
+    cache.batch_repeat_interleave(2)
+    cache.reorder_cache(torch.tensor([3, 0, 1, 2]))
+    assert cache.position_shift.tolist() == [[0], [20], [20], [0]]
+    cache.batch_select_indices(torch.tensor([1, 3]))
+    assert cache.position_shift.tolist() == [[20], [0]]
