@@ -22,6 +22,16 @@ class ReadOnlyLayer(DynamicLayer):
         return torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
 
 
+class RecordingLayer(DynamicLayer):
+    """Takes down the keys and values of the last pass and shows no others; replaying it changes nothing."""
+
+    recorded: tuple[Tensor, Tensor]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        self.recorded = (key_states, value_states)
+        return self.recorded
+
+
 class RCCCache(Cache):
     """`[memory slots | local tokens]` for every layer.
 

@@ -3,33 +3,20 @@
 
 import json
 import os
-import tempfile
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-WEIGHTS_NAME = "memory.safetensors"
-CONFIG_NAME = "memory.json"
-FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Which model wrote a memory.
-
-    Attributes:
-        scheme: name of the memory scheme.
-        base: fingerprint of the base's weights.
-        compressor: fingerprint of the compressor's weights.
-    """
-
-    scheme: str
-    base: str
-    compressor: str
+from .compressed_files_rcc import CONFIG_NAME, WEIGHTS_NAME, find_weights, replace_file, upload
+from .compressed_int8_rcc import FloatLayers, to_int8
+from .compressed_ops_rcc import concatenate, map_slots, slice_segments, stack, unstack
+from .compressed_parts_rcc import MismatchError, Origin, description, fields_from_parts, named_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +32,7 @@ class RCCMemory:
         slot_counts: slots of each segment, in order (segments may have been compressed at different ratios).
         row_tokens: source tokens of each row, local ones included.
         origin: the model that wrote it.
+        scales: if the slots are int8, what their tensors are to be multiplied by, with 1 for the last size.
     """
 
     layers: tuple[tuple[Tensor, ...], ...]
@@ -54,6 +42,7 @@ class RCCMemory:
     slot_counts: tuple[int, ...]
     row_tokens: tuple[int, ...]
     origin: Origin
+    scales: tuple[tuple[Tensor, ...], ...] | None = None
 
     @property
     def batch_size(self) -> int:
@@ -87,7 +76,7 @@ class RCCMemory:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Data type of the slots."""
+        """Data type in which the slots are stored; `torch.int8` after `to_int8`."""
         return self.layers[0][0].dtype
 
     def __repr__(self) -> str:
@@ -97,14 +86,52 @@ class RCCMemory:
         )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "RCCMemory":
-        """The memory on another device, or in another floating dtype."""
+        """The memory on another device, or in another floating dtype.
+
+        Raises:
+            ValueError: if `dtype` is not a floating one.
+        """
+        memory = self if dtype is None else self.to_float(dtype)
         return replace(
-            self,
-            layers=tuple(tuple(t.to(device=device, dtype=dtype) for t in layer) for layer in self.layers),
+            map_slots(lambda slots: slots.to(device), memory),
             mask=None if self.mask is None else self.mask.to(device),
             local_ids=self.local_ids.to(device),
             local_mask=None if self.local_mask is None else self.local_mask.to(device),
         )
+
+    def to_int8(self) -> "RCCMemory":
+        """The memory in about half the bytes of bfloat16, which any model of the same weights decodes from as it is.
+
+        Slots are rounded to 255 steps between minus and plus the largest entry of each slot and head. Appending to
+        such a memory gives another one, whose old slots are the same to the last bit.
+
+        Raises:
+            ValueError: if a slot is not finite.
+        """
+        if self.scales is not None:
+            return self
+        pairs = [[to_int8(slots) for slots in layer] for layer in self.layers]
+        return replace(
+            self,
+            layers=tuple(tuple(numbers for numbers, _ in layer) for layer in pairs),
+            scales=tuple(tuple(scale for _, scale in layer) for layer in pairs),
+        )
+
+    def to_float(self, dtype: torch.dtype) -> "RCCMemory":
+        """The memory in a floating dtype, whether or not it was in int8.
+
+        Raises:
+            ValueError: if `dtype` is not a floating one.
+        """
+        if not dtype.is_floating_point:
+            raise ValueError(f"a memory is stored in a floating dtype, not in {dtype}; for 8 bits use to_int8()")
+        if self.scales is None:
+            return map_slots(lambda slots: slots.to(dtype), self)
+        return replace(self, layers=tuple(FloatLayers(self.layers, self.scales, dtype)), scales=None)
+
+    def float_layers(self, dtype: torch.dtype) -> Sequence[tuple[Tensor, ...]]:
+        """The layers as a scheme reads them; those of an int8 memory are made floating one by one."""
+        return self.layers if self.scales is None else FloatLayers(self.layers, self.scales, dtype)
 
     def expand(self, batch_size: int) -> "RCCMemory":
         """The rows repeated (each one `batch_size / B` times in a row) for a larger batch of prompts.
@@ -128,87 +155,110 @@ class RCCMemory:
             return tensor.index_select(0, rows.to(tensor.device))
 
         return replace(
-            self,
-            layers=tuple(tuple(pick(t) for t in layer) for layer in self.layers),
+            map_slots(pick, self),
             mask=None if self.mask is None else pick(self.mask),
             local_ids=pick(self.local_ids),
             local_mask=None if self.local_mask is None else pick(self.local_mask),
             row_tokens=tuple(self.row_tokens[i] for i in rows.tolist()),
         )
 
+    def slice(self, start: int = 0, stop: int | None = None) -> "RCCMemory":
+        """What compressing segments `start` to `stop - 1` of every row alone would have given.
+
+        Segments are counted in each row from its first one, as Python counts: a negative number counts from the row's
+        last whole segment, and a row that has fewer segments gives what it has, be it nothing. The local tokens are a
+        started segment behind the whole ones: they stay if `stop` is None or beyond the whole segments of their row.
+        So `slice(0, n)` and `slice(n)`, joined by `concatenate`, are the memory again.
+
+        Raises:
+            ValueError: if segments of the memory differ in length, or the scheme keeps no slots by segment.
+        """
+        return slice_segments(self, start, stop)
+
+    @staticmethod
+    def concatenate(memories: "Sequence[RCCMemory]") -> "RCCMemory":
+        """Memories of consecutive texts as one, row by row: the slots of each behind those of the one before.
+
+        Only the last may have local tokens. Ratios may differ.
+
+        Raises:
+            ValueError: if there is no memory, another than the last has local tokens, or they differ in origin, rows,
+                dtype, device or length of segments.
+            TypeError: if one is no `RCCMemory`.
+        """
+        return concatenate(memories)
+
+    @staticmethod
+    def stack(memories: "Sequence[RCCMemory]") -> "RCCMemory":
+        """The rows of all the memories, in order, as rows of one; shorter ones are padded in front.
+
+        Raises:
+            ValueError: if there is no memory, or they differ in origin, dtype or device.
+            TypeError: if one is no `RCCMemory`.
+        """
+        return stack(memories)
+
+    def unstack(self) -> "list[RCCMemory]":
+        """Every row as a memory of its own, without padding."""
+        return unstack(self)
+
     def _tensors(self) -> dict[str, Tensor]:
-        named = {f"layers.{i}.{j}": t for i, layer in enumerate(self.layers) for j, t in enumerate(layer)}
-        optional = {"mask": self.mask, "local_ids": self.local_ids, "local_mask": self.local_mask}
-        return named | {name: t for name, t in optional.items() if t is not None}
+        return named_tensors(self)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Write `memory.safetensors` and `memory.json` (the first holds the second's content too, so the pair cannot
         mix); a file is replaced only once its successor is complete."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        described = {
-            "format_version": FORMAT_VERSION,
-            "slot_counts": list(self.slot_counts),
-            "row_tokens": list(self.row_tokens),
-            "num_layers": len(self.layers),
-            "origin": asdict(self.origin),
-        }
-        text = json.dumps(described, indent=2)
+        text = json.dumps(description(self), indent=2)
         tensors = {name: t.detach().to("cpu").contiguous() for name, t in self._tensors().items()}
-        _replace_file(folder / WEIGHTS_NAME, lambda path: save_file(tensors, path, metadata={"memory": text}))
-        _replace_file(folder / CONFIG_NAME, lambda path: Path(path).write_text(text + "\n"))
+        replace_file(folder / WEIGHTS_NAME, lambda path: save_file(tensors, path, metadata={"memory": text}))
+        replace_file(folder / CONFIG_NAME, lambda path: Path(path).write_text(text + "\n"))
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: str | bool | None = None, **kwargs
+    ) -> Any:
+        """Write the files of `save_pretrained` to a repository on the Hub, which is made if it does not exist.
+
+        Args:
+            repo_id: `owner/name`, or `name` for one of your own.
+            private: whether a repository that is made now is private; None for the owner's default.
+            token: for the Hub; None for the one that you logged in with.
+            kwargs: arguments of `huggingface_hub.upload_folder`: `revision` (a branch, made if need be),
+                `commit_message`, `create_pr`, ...
+
+        Returns:
+            The commit, as `huggingface_hub.upload_folder` describes it.
+        """
+        return upload(self.save_pretrained, repo_id, private=private, token=token, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, directory: str | os.PathLike, device: str | torch.device = "cpu") -> "RCCMemory":
-        """Read a memory that `save_pretrained` wrote. It is checked against the model when it is used.
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike,
+        device: str | torch.device = "cpu",
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+    ) -> "RCCMemory":
+        """Read a memory that `save_pretrained` or `push_to_hub` wrote. It is checked against a model when it is used.
+
+        Args:
+            source: a folder, or (if there is no such folder) the name of a repository on the Hub.
+            revision: branch, tag or commit on the Hub.
+            token: for the Hub; None for the one that you logged in with.
+            cache_dir: where files of the Hub are kept; None for the usual place.
 
         Raises:
-            ValueError: if the directory holds no memory, or a damaged one.
+            ValueError: if there is no memory, or a damaged one.
+            ConnectionError: if the Hub cannot be reached and the cache does not hold the memory.
         """
-        path = Path(directory) / WEIGHTS_NAME
-        if not path.is_file():
-            raise ValueError(
-                f"{directory} holds no memory: there is no {WEIGHTS_NAME}. Give a folder that "
-                "RCCMemory.save_pretrained wrote."
-            )
+        path = find_weights(source, revision=revision, token=token, cache_dir=cache_dir)
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
                 described = json.loads((file.metadata() or {})["memory"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-            return cls._from_parts(described, tensors)
-        except (SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
+            return cls(**fields_from_parts(described, tensors))
+        except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, MismatchError) as error:
             raise ValueError(f"{path} is damaged or no memory ({error!r}). Compress the context again.") from error
-
-    @classmethod
-    def _from_parts(cls, described: dict, tensors: dict[str, Tensor]) -> "RCCMemory":
-        if described["format_version"] != FORMAT_VERSION:
-            raise ValueError(
-                f"the memory has format {described['format_version']}, this version reads {FORMAT_VERSION}; "
-                "use the rcc_hf version that wrote it, or compress the context again"
-            )
-        names = [f.name for f in fields(Origin)]
-        layers = []
-        for i in range(described["num_layers"]):
-            parts = [name for name in tensors if name.startswith(f"layers.{i}.")]
-            layers.append(tuple(tensors[f"layers.{i}.{j}"] for j in range(len(parts))))
-        return cls(
-            layers=tuple(layers),
-            mask=tensors.get("mask"),
-            local_ids=tensors["local_ids"],
-            local_mask=tensors.get("local_mask"),
-            slot_counts=tuple(described["slot_counts"]),
-            row_tokens=tuple(described["row_tokens"]),
-            origin=Origin(**{name: described["origin"][name] for name in names}),
-        )
-
-
-def _replace_file(target: Path, write) -> None:
-    """Have `write` fill a temporary file beside `target`, then put it in its place; on failure the old file stays."""
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    try:
-        write(temporary)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise

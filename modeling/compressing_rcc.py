@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turning tokens into memory: segments are encoded in batches, slots go into place, the rest stays local."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
 import torch
@@ -33,9 +33,9 @@ def check_memory(model, memory: RCCMemory) -> None:
             "Use the model (base and compressor) that wrote it, or compress the context again."
         )
     embedding = model.get_input_embeddings().weight
-    if memory.dtype != _slot_dtype(model):
+    if memory.dtype not in (slot_dtype(model), torch.int8):
         raise ValueError(
-            f"the memory is in {memory.dtype} and the model in {_slot_dtype(model)}; "
+            f"the memory is in {memory.dtype} and the model in {slot_dtype(model)}; "
             "convert it with memory.to(dtype=model.dtype)"
         )
     if memory.local_ids.device != embedding.device and embedding.device.type != "meta":
@@ -67,21 +67,28 @@ def check_inputs(model, inputs: Tensor, mask: Tensor | None) -> None:
         )
 
 
-def choose_ratio(model, max_slots: int, num_segments: int, present: int) -> int:
-    """The smallest ratio at which `num_segments` segments and `present` slots fit in `max_slots`.
+def choose_ratio(model, max_slots: int, counts: Sequence[int], memory: RCCMemory | None) -> int:
+    """The smallest ratio at which no row has more than `max_slots` slots.
+
+    Args:
+        counts: segments to come in each row.
+        memory: what they are appended to, if anything.
 
     Raises:
         ValueError: if none does.
     """
     length, ratios = model.config.segment_length, model.config.possible_ratios()
     usual = [r for r in ratios if 4 <= r <= 128] or ratios  # what checkpoints are trained for
+    present = [0] * len(counts)
+    if memory is not None:
+        present = [memory.num_slots] * len(counts) if memory.mask is None else memory.mask.sum(1).tolist()
     for ratio in usual:
-        if present + num_segments * (length // ratio) <= max_slots:
+        needed = max(p + n * (length // ratio) for p, n in zip(present, counts, strict=True))
+        if needed <= max_slots:
             return ratio
-    least = present + num_segments * (length // usual[-1])
     raise ValueError(
-        f"max_slots={max_slots} is too few: at the highest ratio, {usual[-1]}, this context needs {least} slots. "
-        f"Allow {least}, or pass a ratio of your own."
+        f"max_slots={max_slots} is too few: at the highest ratio, {usual[-1]}, this context needs {needed} slots. "
+        f"Allow {needed}, or pass a ratio of your own."
     )
 
 
@@ -99,6 +106,9 @@ def append_segments(
         inputs: packed ids `[B, T]` or embeddings `[B, T, D]`.
         on_progress: called with the number of source tokens of each encoded batch.
     """
+    if memory is not None and memory.dtype == torch.int8:  # its old slots stay as they are
+        new = append_segments(model, None, inputs, grid, ratio, on_progress)
+        return memory.concatenate([memory, new.to_int8()])
     slots, blocks = model.config.segment_length // ratio, max(grid.counts)
     row_tokens = tuple(n * grid.segment_length for n in grid.counts)
     old_mask = old_width = None
@@ -183,6 +193,7 @@ def _join_masks(old, old_width: int, new, new_width: int, batch_size: int, devic
     return torch.cat(parts, 1)
 
 
-def _slot_dtype(model) -> torch.dtype:
+def slot_dtype(model) -> torch.dtype:
+    """The dtype of the slots that the model writes and reads."""
     weight = model.get_input_embeddings().weight
     return weight.dtype if weight.dtype.is_floating_point else model.dtype

@@ -105,6 +105,15 @@ class RCCConfig(PreTrainedConfig):
             kwargs.setdefault(name, getattr(text_config, name, None))
         super().__init__(**{"tie_word_embeddings": tie_word_embeddings, **kwargs})
 
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As the library, which sets overrides behind the constructor's back; they are checked too."""
+        loaded = super().from_dict(config_dict, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        config.scheme_options = complete_options(config.scheme, config.scheme_options)
+        config._check_numbers()
+        return loaded
+
     @property
     def max_positions(self) -> int | None:
         """Positions that the base was trained for; None if its configuration does not say."""

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .cache_rcc import RCCCache
-from .compressing_rcc import append_segments, without_local
+from .compressing_rcc import append_segments, slot_dtype, without_local
 from .passes_rcc import Pass, enter_pass, install_hooks
 from .positions_rcc import check_positions, local_positions, slot_positions
 from .segments_rcc import Grid, join, pack_left
@@ -105,7 +105,8 @@ def _start(model, cache: RCCCache, inputs: Tensor, mask: Tensor | None) -> tuple
     if memory is not None and memory.slot_counts:
         slot_mask, shape = memory.mask, (memory.batch_size, sum(memory.slot_counts))
         positions, shift = slot_positions(model.config, slot_mask, shape, inputs.device)
-        slots = model.scheme.read(model.language_model, memory.layers, positions, slot_mask)
+        layers = memory.float_layers(slot_dtype(model))
+        slots = model.scheme.read(model.language_model, layers, positions, slot_mask)
     cache.start(slots, slot_mask, shift, local_length=inputs.shape[1], input_length=length)
     return inputs, mask
 

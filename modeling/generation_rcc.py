@@ -52,11 +52,11 @@ class RCCGenerationMixin(GenerationMixin):
     def _check_room(self, slots: int, prompt_length: int, new_tokens: int, ratio: int | None) -> None:
         """Refuse before the first step what would run out of positions in the midst of generation."""
         segment = self.config.segment_length
-        segments = count_segments(prompt_length, segment, self.config.window)
-        slots += segments * (segment // self.config.check_ratio(ratio))
+        segments, ratio = count_segments(prompt_length, segment, self.config.window), self.config.check_ratio(ratio)
+        slots += segments * (segment // ratio)
         if self.config.fit_positions and self.config.slot_positions is not None:
             slots = min(slots, self.config.slot_positions)
-        check_positions(self.config, slots + prompt_length - segments * segment + new_tokens)
+        check_positions(self.config, slots + prompt_length - segments * segment + new_tokens, ratio=ratio)
 
     def init_continuous_batching(self, *args, **kwargs):
         """Not supported: it packs requests into one row, in which memories would mix.

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """From base models and checkpoints to RCC models, and back to disk: full, or the compressor alone."""
 
+import contextlib
 import inspect
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
-from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, logging
+from torch import Tensor, nn
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 
 from .configuration_rcc import RCC_VERSION, RCCConfig
 from .families_rcc import family_of
@@ -64,6 +66,8 @@ class LoadableModel(PreTrainedModel):
         hub = {name: loading[name] for name in HUB_ARGUMENTS if name in loading}
         _check_folder(base)
         text_config = AutoConfig.from_pretrained(base, **hub, trust_remote_code=loading.get("trust_remote_code"))
+        if text_config.model_type == RCCConfig.model_type:
+            raise ValueError(f"{base} is an RCC checkpoint already; load it with {cls.__name__}.from_pretrained")
         family_of(text_config)
         config = RCCConfig(
             text_config=text_config,
@@ -86,23 +90,27 @@ class LoadableModel(PreTrainedModel):
         """
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         if not isinstance(config, PreTrainedConfig):
-            config = cls._read_config(pretrained_model_name_or_path if config is None else config, hub)
+            source = pretrained_model_name_or_path if config is None else config
+            config, kwargs = cls._read_config(source, hub, kwargs)
         if not getattr(config, "adapter_only", False):
             if base_model is not None:
                 raise ValueError(f"{pretrained_model_name_or_path} is a full checkpoint: base_model has no use here")
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-        base = base_model or config.base_model_name_or_path
+        variant, base = kwargs.pop("variant", None), base_model or config.base_model_name_or_path
         if base is None:
             raise ValueError(
                 f"{pretrained_model_name_or_path} holds the compressor alone and does not say where its base is; "
                 "pass base_model='<id or folder>'"
             )
-        for name in ("revision", "subfolder", "variant"):  # these speak of the compressor's repository
+        for name in ("revision", "subfolder"):  # these speak of the compressor's repository
             kwargs.pop(name, None)
         model = cls._load_base(base, config, **kwargs)
         loaded = model[0] if isinstance(model, tuple) else model
-        loaded.load_compressor(pretrained_model_name_or_path, hub)
+        loaded.load_compressor(pretrained_model_name_or_path, hub, variant)
         loaded.config.adapter_only = False
+        if loaded.can_generate():
+            with contextlib.suppress(OSError):  # it has none: then the base's stays
+                loaded.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **hub)
         return model
 
     def save_pretrained(self, save_directory, adapter_only: bool = False, state_dict=None, **kwargs):
@@ -125,13 +133,25 @@ class LoadableModel(PreTrainedModel):
         finally:
             self.config.adapter_only, self.config.base_fingerprint = False, None
 
+    def push_to_hub(self, repo_id: str, *, adapter_only: bool = False, **kwargs):
+        """Upload the checkpoint with its code; arguments as for any model of transformers.
+
+        Args:
+            adapter_only: upload the compressor alone.
+        """
+        if not adapter_only:
+            return super().push_to_hub(repo_id, **kwargs)
+        with tempfile.TemporaryDirectory() as folder:
+            return self.save_pretrained(folder, adapter_only=True, push_to_hub=True, repo_id=repo_id, **kwargs)
+
     def freeze_base(self) -> None:
         """Let only the compressor's parameters be trained."""
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(is_trained_part(name))
 
     @classmethod
-    def _read_config(cls, source, hub: dict):
+    def _read_config(cls, source, hub: dict, kwargs: dict) -> tuple[RCCConfig, dict]:
+        """The configuration, changed by those of `kwargs` that are its fields; and the others."""
         _check_folder(source)
         found, _ = PreTrainedConfig.get_config_dict(source, **hub)
         if found.get("model_type") != cls.config_class.model_type:
@@ -139,7 +159,9 @@ class LoadableModel(PreTrainedModel):
                 f"{source} is a {found.get('model_type')!r} checkpoint, not an RCC one; "
                 f"turn it into one with {cls.__name__}.from_base({str(source)!r})"
             )
-        return cls.config_class.from_pretrained(source, **hub)
+        loading = {name: kwargs[name] for name in kwargs if name not in CONFIG_ARGUMENTS}
+        changes = {name: kwargs[name] for name in kwargs if name in CONFIG_ARGUMENTS}
+        return cls.config_class.from_pretrained(source, **hub, **changes), loading
 
     @classmethod
     def _load_base(cls, base, config, **kwargs):
@@ -152,6 +174,8 @@ class LoadableModel(PreTrainedModel):
             loaded: Any = super().from_pretrained(
                 base, config=config, key_mapping=mapping, output_loading_info=True, **kwargs
             )
+        except RuntimeError as error:
+            raise ValueError(f"the base at {base} does not fit its configuration: {error}") from error
         finally:
             del config._fresh_compressor
         model, info = loaded
@@ -164,21 +188,20 @@ class LoadableModel(PreTrainedModel):
             )
         return (model, info) if wants_info else model
 
-    def load_compressor(self, source: str | os.PathLike, hub: dict | None = None) -> None:
+    def load_compressor(self, source: str | os.PathLike, hub: dict | None = None, variant: str | None = None) -> None:
         """Take the compressor's weights from an adapter-only checkpoint; the base stays as it is.
 
         Args:
             source: id on the Hub, or a folder.
             hub: `revision`, `token` and other arguments of downloading.
+            variant: the one that `save_pretrained` wrote, if any.
 
         Raises:
             ValueError: if the weights are not those of this model's compressor in number, names and shapes.
         """
-        file = str(cached_file(source, SAFE_WEIGHTS_NAME, **(hub or {})))
         own = {name: p for name, p in self.named_parameters() if is_trained_part(name)}
-        stored = load_file(file)
-        if not self._decoder_prefix.startswith("model."):  # the backbone alone, from a causal LM's checkpoint
-            stored = {name.removeprefix("model."): tensor for name, tensor in stored.items()}
+        prefix = self._decoder_prefix.removesuffix("language_model.")  # a backbone alone has none
+        stored = {prefix + n.removeprefix("model."): t for n, t in _read_weights(source, hub or {}, variant).items()}
         wrong = {
             n for n in own.keys() | stored.keys() if n not in own or n not in stored or own[n].shape != stored[n].shape
         }
@@ -203,6 +226,21 @@ class LoadableModel(PreTrainedModel):
 def _backbone(model) -> nn.Module:
     """The RCC model below a head, or the model itself."""
     return getattr(model, model.base_model_prefix, model)
+
+
+def _read_weights(source, hub: dict, variant: str | None) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, in one file or several."""
+    names = [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME]
+    if variant is not None:
+        names = [f"{stem}.{variant}.{ending}" for stem, _, ending in (name.rpartition(".") for name in names)]
+    file = cached_file(source, names[0], **hub, _raise_exceptions_for_missing_entries=False)
+    if file is not None:
+        return load_file(file)
+    index = json.loads(Path(str(cached_file(source, names[1], **hub))).read_text())
+    tensors: dict[str, Tensor] = {}
+    for part in sorted(set(index["weight_map"].values())):
+        tensors |= load_file(str(cached_file(source, part, **hub)))
+    return tensors
 
 
 def _sort_arguments(scheme: str, kwargs: dict) -> tuple[dict, dict, dict]:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from .adapters_rcc import LayerAdapters, LowRankAdapter, SlotMap
-from .cache_rcc import RCCCache
+from .cache_rcc import RecordingLayer
 from .families_rcc import adaptable_linears, rotate_keys
 from .memory import MemoryScheme
 from .passes_rcc import Pass, adapter_key, enter_pass, install_hooks
@@ -128,7 +129,7 @@ class RCCScheme(MemoryScheme):
 
     def _slot_pass(self, decoder, state, position_ids, mask) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of slots alone, `[B, H, M, D]` per layer."""
-        recorder = RCCCache(len(decoder.layers))
+        recorder = Cache(layers=[RecordingLayer() for _ in decoder.layers])
         like = decoder.get_input_embeddings().weight
         rows = torch.zeros(
             *state[0].shape, dtype=state[0].dtype, device=like.device
@@ -142,7 +143,7 @@ class RCCScheme(MemoryScheme):
                 past_key_values=recorder,
                 use_cache=True,
             )
-        return [(layer.keys, layer.values) for layer in recorder.layers]
+        return [layer.recorded for layer in recorder.layers]
 
     def keep(self, decoder, state):
         if self.options.wiring == "add":

@@ -140,8 +140,7 @@ class RCCModel(RCCPreTrainedModel):
         if max_slots is not None:
             if ratio is not None:
                 raise ValueError(f"give ratio={ratio} or max_slots={max_slots}, not both")
-            present = 0 if old is None else old.num_slots
-            ratio = choose_ratio(self, max_slots, max(grid.counts), present)
+            ratio = choose_ratio(self, max_slots, grid.counts, old)
         ratio = self.config.check_ratio(ratio)
         new = append_segments(self, old, inputs, grid, ratio, on_progress)
         return with_local(new, *grid.take_local(inputs))
@@ -195,6 +194,7 @@ class RCCModel(RCCPreTrainedModel):
                 )
             check_memory(self, memory)
             use_cache = not self.training if use_cache is None else use_cache
+            memory = memory.expand(len(inputs))
             past_key_values = RCCCache(len(self.language_model.layers), memory, read_only=not use_cache)
         if isinstance(past_key_values, RCCCache):
             return decode_with_cache(self, past_key_values, inputs, attention_mask, **kwargs)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 _RUNNING = threading.local()
+_INSTALLING = threading.RLock()
 
 Tap = Callable[[int, nn.Module, Tensor], Tensor | None]
 """Called with layer index, layer and layer input `[B, T, D]`; a returned tensor takes the input's place."""
@@ -92,6 +93,11 @@ class AdapterHook:
 
 def install_hooks(layers: nn.ModuleList) -> None:
     """Put the hooks on decoder layers that carry `layer.rcc`, where they are not there yet."""
+    with _INSTALLING:  # two threads may begin at once
+        _install(layers)
+
+
+def _install(layers: nn.ModuleList) -> None:
     for index, layer in enumerate(layers):
         if not any(isinstance(hook, LayerInputHook) for hook in layer._forward_pre_hooks.values()):
             layer.register_forward_pre_hook(LayerInputHook(index), with_kwargs=True)

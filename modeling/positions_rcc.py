@@ -44,12 +44,13 @@ def local_positions(mask: Tensor | None, offset: int, length: int, shift: Tensor
     return ((mask.long().cumsum(1) - 1)[:, -length:] - shift).clamp(min=0)
 
 
-def check_positions(config, needed: int, position_ids: Tensor | None = None) -> None:
+def check_positions(config, needed: int, position_ids: Tensor | None = None, ratio: int | None = None) -> None:
     """Refuse more positions than the base was trained for.
 
     Args:
         needed: an upper bound that counts padding.
         position_ids: the exact ones, looked at if the bound is too high.
+        ratio: that of the call, for the message.
 
     Raises:
         ValueError: naming the longest context that fits.
@@ -61,11 +62,12 @@ def check_positions(config, needed: int, position_ids: Tensor | None = None) -> 
         needed = int(position_ids.max()) + 1
         if needed <= limit:
             return
+    ratio = config.check_ratio(ratio)
     remedy = "Use a higher ratio, a smaller window or fewer new tokens"
     if not config.fit_positions:
         remedy += ", or set config.fit_positions=True, which spreads the slots over fewer positions"
     raise ValueError(
         f"slots, local tokens and new tokens need {needed} positions, but the base was trained for {limit}. At ratio "
-        f"{config.ratio} the longest context beside a window of {config.window} tokens has "
-        f"{(limit - config.window) * config.ratio} tokens. {remedy}."
+        f"{ratio} the longest context beside a window of {config.window} tokens has "
+        f"{(limit - config.window) * ratio} tokens. {remedy}."
     )

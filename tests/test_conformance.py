@@ -13,6 +13,7 @@ from rcc_hf.modeling.schemes_rcc import option_names
 from rcc_hf.modeling.segments_rcc import count_segments
 
 REORDERED = 1e-10  # float64 sums in another order
+IN_FULL = {"max_new_tokens": 6, "min_new_tokens": 6, "output_logits": True, "return_dict_in_generate": True}
 pytestmark = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 
 
@@ -42,8 +43,9 @@ def test_without_context_it_is_the_base_bit_for_bit(variant, dtype):
     model.compress(tokens(1, SEGMENT))  # what compressing leaves behind must not show
     for inputs in ({"input_ids": ids}, {"input_ids": ids, "attention_mask": mask}):
         assert torch.equal(model(**inputs).logits, base(**inputs).logits)
-    generate = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 5, "do_sample": False}
-    assert torch.equal(model.generate(**generate), base.generate(**generate))
+    actual, expected = (m.generate(ids, attention_mask=mask, **IN_FULL) for m in (model, base))
+    assert torch.equal(actual.sequences, expected.sequences)
+    assert all(map(torch.equal, actual.logits, expected.logits))
 
 
 @torch.no_grad()
@@ -70,11 +72,17 @@ def test_write_leaves_the_old_state_alone(variant):
 
 
 @torch.no_grad()
-def test_training_pass_equals_memory_path(variant):
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_training_pass_equals_memory_path(variant, side):
     model = rcc_model(**variant)
-    context, local = tokens(2, 2 * SEGMENT + 3), tokens(2, 6, seed=1)
-    expected = model(local, context_ids=context).logits
-    assert ratio_of_norms(model(local, memory=model.compress(context)).logits, expected) <= REORDERED
+    context, locals_ = tokens(2, 2 * SEGMENT + 3), [tokens(1, n, seed=n)[0] for n in (6, 4)]
+    local, mask = pad(locals_, side)
+    in_training = model(local, attention_mask=mask, context_ids=context).logits
+    behind_memory = model(local, attention_mask=mask, memory=model.compress(context)).logits
+    for row, ids in enumerate(locals_):
+        alone = model(ids[None], context_ids=context[row : row + 1]).logits[0]
+        for logits in (in_training, behind_memory):
+            assert ratio_of_norms(logits[row, mask[row].bool()], alone) <= REORDERED
 
 
 @torch.no_grad()
@@ -148,18 +156,26 @@ def test_eager_attention_equals_sdpa(variant):
         assert ratio_of_norms(way(eager)[mask.bool()], way(sdpa)[mask.bool()]) <= 1e-5
 
 
+def assert_greedy(generated, row: int, local: torch.Tensor, logits_of) -> None:
+    """Every token is the likeliest (but for the end) behind those before it, of which `logits_of` does all at once."""
+    new_tokens = generated.sequences[row, -len(generated.logits) :]
+    for token, actual in zip(new_tokens, generated.logits, strict=True):
+        logits = logits_of(local[None])[0, -1]
+        assert ratio_of_norms(actual[row], logits.float()) <= 1e-6  # generate hands out float32
+        logits[2] = -torch.inf  # the end of the text
+        assert token == logits.argmax()
+        local = torch.cat([local, token[None]])
+
+
 @torch.no_grad()
 def test_generate_behind_a_memory_equals_a_greedy_loop(variant):
     model = rcc_model(**variant)
     memory, prompts = model.compress(tokens(1, 2 * SEGMENT + 3)), [tokens(1, n, seed=n)[0] for n in (6, 3)]
     ids, mask = pad(prompts)
-    generated = model.generate(ids, attention_mask=mask, memory=memory, max_new_tokens=6, min_new_tokens=6)
+    generated = model.generate(ids, attention_mask=mask, memory=memory, **IN_FULL)
+    assert torch.equal(generated.sequences[:, : ids.shape[1]], ids)
     for row, prompt in enumerate(prompts):
-        for token in generated[row, ids.shape[1] :]:
-            logits = model(prompt[None], memory=memory).logits[0, -1]
-            logits[model.config.text_config.eos_token_id] = -torch.inf
-            assert token == logits.argmax()
-            prompt = torch.cat([prompt, token[None]])
+        assert_greedy(generated, row, prompt, lambda local: model(local, memory=memory).logits)
 
 
 @torch.no_grad()
@@ -167,14 +183,10 @@ def test_generate_from_a_long_prompt_equals_a_greedy_loop(variant):
     model = rcc_model(**variant)
     prompt = tokens(1, 3 * WINDOW + 5)
     compressed = SEGMENT * count_segments(prompt.shape[1], SEGMENT, WINDOW)
-    memory, local = model.compress(prompt[:, :compressed]), prompt[:, compressed:]
-    generated = model.generate(prompt, max_new_tokens=6, min_new_tokens=6)
-    assert torch.equal(generated[:, : prompt.shape[1]], prompt)
-    for token in generated[0, prompt.shape[1] :]:
-        logits = model(local, memory=memory).logits[0, -1]
-        logits[model.config.text_config.eos_token_id] = -torch.inf
-        assert token == logits.argmax()
-        local = torch.cat([local, token[None, None]], 1)
+    memory = model.compress(prompt[:, :compressed])
+    generated = model.generate(prompt, **IN_FULL)
+    assert torch.equal(generated.sequences[:, : prompt.shape[1]], prompt)
+    assert_greedy(generated, 0, prompt[0, compressed:], lambda local: model(local, memory=memory).logits)
 
 
 def test_every_trained_parameter_gets_a_gradient_and_no_frozen_one_does(variant):
@@ -216,7 +228,8 @@ def test_a_detached_state_cuts_the_graph_and_nothing_else(variant):
     embedded = model.get_input_embeddings()(tokens(2, 5, seed=1)).detach()
 
     def loss(state):
-        outputs = scheme.decode(decoder, state, embedded, None)
+        positions = torch.arange(tree_leaves(state)[0].shape[-2] + 5).expand(2, -1)
+        outputs = scheme.decode(decoder, state, embedded, None, positions)
         return outputs.last_hidden_state[:, -5:].sin().sum()
 
     def write():
@@ -237,6 +250,7 @@ def test_a_detached_state_cuts_the_graph_and_nothing_else(variant):
 
 def test_a_memory_has_no_graph(variant):
     model = rcc_model(**variant).train()
+    model.gradient_checkpointing_enable()  # which lets gradients enter at the embeddings
     memory = model.compress(tokens(2, SEGMENT + 3))
     assert not any(tensor.requires_grad for tensor in tree_leaves(memory.layers))
 

@@ -114,8 +114,10 @@ def test_from_base_is_the_base_bit_for_bit(family, tied, tmp_path):
         logits = model(**inputs).logits
         assert logits.dtype == torch.float32
         assert torch.equal(logits, base(**inputs).logits)
-    generate = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
-    assert torch.equal(model.generate(**generate), base.generate(**generate))
+    in_full = {"max_new_tokens": 6, "min_new_tokens": 6, "output_logits": True, "return_dict_in_generate": True}
+    actual, expected = (m.generate(ids, attention_mask=mask, **in_full) for m in (model, base))
+    assert torch.equal(actual.sequences, expected.sequences)
+    assert all(map(torch.equal, actual.logits, expected.logits))
 
 
 @families

@@ -15,8 +15,8 @@ from tiny import RATIO, SEGMENT, ratio_of_norms, rcc_model, tokens
 
 from rcc_hf import RCCMemory
 from rcc_hf.modeling import compressed_rcc
-from rcc_hf.modeling.compressing_rcc import slot_positions
 from rcc_hf.modeling.memory_rcc import WIRINGS
+from rcc_hf.modeling.positions_rcc import slot_positions
 
 LENGTHS = (70, 9, 37)  # 4 segments and 6 tokens; no segment; 2 segments and 5 tokens
 
@@ -383,9 +383,14 @@ def test_too_small_a_budget_is_refused(model):
         model.compress(tokens(1, 54), ratio=4, max_slots=12)
 
 
-def test_positions_count_the_slots_of_each_row(memory, ragged):
-    assert slot_positions(memory).tolist() == [list(range(12))] * 2
-    assert slot_positions(ragged).tolist() == [list(range(16)), [0] * 16, [0] * 8 + list(range(8))]
+def test_positions_count_the_slots_of_each_row(model, memory, ragged):
+    for one, expected in (
+        (memory, [list(range(12))] * 2),
+        (ragged, [list(range(16)), [0] * 16, [0] * 8 + list(range(8))]),
+    ):
+        shape = (one.batch_size, sum(one.slot_counts))
+        positions, shift = slot_positions(model.config, one.mask, shape, one.device)
+        assert (positions.tolist(), shift) == (expected, 0)
 
 
 def test_progress_counts_source_tokens(model):
