@@ -101,7 +101,8 @@ def _start(model, cache: RCCCache, inputs: Tensor, mask: Tensor | None) -> tuple
             with torch.no_grad():
                 memory = append_segments(model, memory, packed, grid, model.config.check_ratio(cache.ratio))
             inputs, mask = grid.take_local(packed)
-    slots, slot_mask, shift = [], None, 0
+    slots, slot_mask = [], None
+    shift: Tensor | int = 0
     if memory is not None and memory.slot_counts:
         slot_mask, shape = memory.mask, (memory.batch_size, sum(memory.slot_counts))
         positions, shift = slot_positions(model.config, slot_mask, shape, inputs.device)

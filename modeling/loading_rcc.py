@@ -140,7 +140,7 @@ class LoadableModel(PreTrainedModel):
             adapter_only: upload the compressor alone.
         """
         if not adapter_only:
-            return super().push_to_hub(repo_id, **kwargs)
+            return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]
         with tempfile.TemporaryDirectory() as folder:
             return self.save_pretrained(folder, adapter_only=True, push_to_hub=True, repo_id=repo_id, **kwargs)
 

@@ -17,12 +17,12 @@ class ConvertSettings:
 
 def run(argv: list[str]) -> int:
     """Convert and save."""
-    positionals = {"base": "id on the Hub, folder, or smollm2 (bundled)", "output": "folder to write"}
+    positionals = {"model": "id on the Hub, folder, or smollm2 (bundled)", "output": "folder to write"}
     compressor, how, what, names = parse(
         argv, "convert", "Put a fresh, untrained compressor on a base model.", positionals,
         CompressorSettings, ModelSettings, ConvertSettings,
     )  # fmt: skip
-    model, tokenizer = load(names.base, how, compressor)
+    model, tokenizer = load(names.model, how, compressor)
     ensure_reconstruction_prompt(model, tokenizer)
     model.save_pretrained(names.output, adapter_only=what.adapter_only)
     tokenizer.save_pretrained(names.output)
