@@ -32,7 +32,7 @@ class RCCMemory:
         slot_counts: slots of each segment, in order (segments may have been compressed at different ratios).
         row_tokens: source tokens of each row, local ones included.
         origin: the model that wrote it.
-        scales: if the slots are int8, what their tensors are to be multiplied by, with 1 for the last size.
+        scales: if the slots are int8, the factors of groups of their channels, with the number of groups as last size.
     """
 
     layers: tuple[tuple[Tensor, ...], ...]
@@ -102,8 +102,8 @@ class RCCMemory:
     def to_int8(self) -> "RCCMemory":
         """The memory in about half the bytes of bfloat16, which any model of the same weights decodes from as it is.
 
-        Slots are rounded to 255 steps between minus and plus the largest entry of each slot and head. Appending to
-        such a memory gives another one, whose old slots are the same to the last bit.
+        Slots are rounded to 255 steps between minus and plus the largest entry of each slot and head (of states: of
+        each slot and 64 channels). Appending to such a memory gives another one; its old slots keep every bit.
 
         Raises:
             ValueError: if a slot is not finite.

@@ -3,12 +3,15 @@
 
 from torch import nn
 from transformers import GenerationMixin
+from transformers.utils import logging
 
 from .cache_rcc import RCCCache
 from .compressing_rcc import check_memory
 from .configuration_rcc import RCCConfig
 from .positions_rcc import check_positions
 from .segments_rcc import count_segments
+
+logger = logging.get_logger(__name__)
 
 
 class RCCGenerationMixin(GenerationMixin):
@@ -29,11 +32,13 @@ class RCCGenerationMixin(GenerationMixin):
         prompt_length = _prompt_length(generation_config, model_kwargs)
         is_long = prompt_length > self.config.window
         if memory is None and (isinstance(given, RCCCache) or not is_long or _is_used(given)):
+            if ratio is not None:
+                logger.warning_once("ratio has no effect on a call of generate() that compresses nothing")
             return super()._prepare_cache_for_generation(
                 generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
             )
         what = f"a prompt of {prompt_length} tokens, longer than the window of {self.config.window},"
-        _check_modes(generation_config, given, what if memory is None else "a memory")
+        _check_modes(generation_config, given, self.generation_config, what if memory is None else "a memory")
         if ratio is not None:
             self.config.check_ratio(ratio)
         slots = local = 0
@@ -81,13 +86,15 @@ def _is_used(cache) -> bool:
     return cache is not None and cache.get_seq_length() > 0
 
 
-def _check_modes(generation_config, given, what: str) -> None:
+def _check_modes(generation_config, given, defaults, what: str) -> None:
+    # what the base's generation_config.json names is no wish of the caller: Gemma 2 has a cache_implementation there
+    usable = (None, "dynamic", "dynamic_full", defaults.cache_implementation)
     problem = None
     if given is not None:
         problem = f"past_key_values (a {type(given).__name__}, which cannot hold memory)"
     elif generation_config.use_cache is False:
         problem = "use_cache=False"
-    elif generation_config.cache_implementation not in (None, "dynamic", "dynamic_full"):
+    elif generation_config.cache_implementation not in usable:
         problem = f"cache_implementation={generation_config.cache_implementation!r}"
     elif generation_config.prefill_chunk_size is not None:
         problem = f"prefill_chunk_size={generation_config.prefill_chunk_size}"

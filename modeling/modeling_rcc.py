@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """`RCCModel` and `RCCForCausalLM`: any known base model, with a compressor and a memory in front of its KV cache."""
 
-import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from .adapters_rcc import TrainedPart
 from .cache_rcc import RCCCache
 from .compressed_rcc import RCCMemory
 from .compressing_rcc import append_segments, check_inputs, check_memory, choose_ratio, with_local, without_local
@@ -19,54 +16,9 @@ from .configuration_rcc import RCCConfig
 from .decoding_rcc import decode_behind_context, decode_with_cache
 from .families_rcc import family_of, scale_logits
 from .generation_rcc import RCCGenerationMixin
-from .loading_rcc import LoadableModel
-from .passes_rcc import enter_pass, running_pass
+from .pretrained_rcc import RCCPreTrainedModel
 from .schemes_rcc import make_scheme
 from .segments_rcc import Grid, join, pack_left
-
-
-class RCCPreTrainedModel(LoadableModel):
-    """What both models share: loading, initialisation, activation checkpointing."""
-
-    config_class = RCCConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _skip_keys_device_placement = ["past_key_values", "memory"]
-
-    def __init__(self, config: RCCConfig):
-        super().__init__(config)
-        if getattr(config, "_fresh_compressor", False):  # from a base: that the compressor is missing is no news
-            self._keys_to_ignore_on_load_missing = {r"\.rcc\."}
-
-    @torch.no_grad()
-    def initialize_weights(self):
-        """As the library, which would leave our parameters inside the base's layers as they were allocated."""
-        super().initialize_weights()
-        for module in self.modules():
-            if isinstance(module, TrainedPart):
-                module.initialize()
-
-    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=checkpoint, **kwargs):
-        """As the library, but a replayed layer runs in the pass it first ran in. Always non-reentrant: the reentrant
-        kind loses gradients of adapters silently."""
-        inner = gradient_checkpointing_func
-        arguments, keywords = (inner.args, inner.keywords) if isinstance(inner, functools.partial) else ((), {})
-        inner = functools.partial(getattr(inner, "func", inner), *arguments, **{**keywords, "use_reentrant": False})
-
-        def replayed_in_its_pass(function, *inputs):
-            current = running_pass()
-
-            def run(*args):
-                with enter_pass(current):
-                    return function(*args)
-
-            return inner(run, *inputs)
-
-        super()._set_gradient_checkpointing(enable=enable, gradient_checkpointing_func=replayed_in_its_pass, **kwargs)
 
 
 class RCCModel(RCCPreTrainedModel):
@@ -145,6 +97,11 @@ class RCCModel(RCCPreTrainedModel):
         new = append_segments(self, old, inputs, grid, ratio, on_progress)
         return with_local(new, *grid.take_local(inputs))
 
+    def _replays(self) -> bool:
+        """Whether layers are run again in backward, and so must not write into a cache."""
+        checkpointing = self.language_model.layers[0].gradient_checkpointing
+        return self.training and checkpointing and torch.is_grad_enabled()
+
     @can_return_tuple
     def forward(
         self,
@@ -165,7 +122,8 @@ class RCCModel(RCCPreTrainedModel):
             input_ids: local tokens `[B, T]`, or `inputs_embeds` `[B, T, D]`.
             attention_mask: `[B, T]` over the local tokens (with a cache that has been used, `[B, >= T]`: its last T).
             position_ids: as for the base; with memory positions follow from the memory and this is not used.
-            memory: decode behind this memory; its gradient is not taken.
+            memory: decode behind this memory, which is a constant. (What reads it gets gradients: the read adapters,
+                and with wiring "add" the slot maps.)
             context_ids: compress `[B, N]` with the graph kept and decode behind it (the training path). Whole segments
                 are compressed, the rest of the context stays raw in front of the local tokens.
             ratio: source tokens per slot for `context_ids`.
@@ -193,13 +151,18 @@ class RCCModel(RCCPreTrainedModel):
                     "give memory or past_key_values, not both: the cache holds the memory after the first call"
                 )
             check_memory(self, memory)
-            use_cache = not self.training if use_cache is None else use_cache
+            use_cache = (not self.training if use_cache is None else use_cache) and not self._replays()
             memory = memory.expand(len(inputs))
             past_key_values = RCCCache(len(self.language_model.layers), memory, read_only=not use_cache)
+        if self._replays():
+            use_cache = False
+            if past_key_values is not None and not getattr(past_key_values, "read_only", False):
+                raise ValueError(
+                    "past_key_values cannot be used while training with activation checkpointing: a replayed layer "
+                    "would write into it twice. Leave it out (memory= works), or switch checkpointing off"
+                )
         if isinstance(past_key_values, RCCCache):
             return decode_with_cache(self, past_key_values, inputs, attention_mask, **kwargs)
-        if self.training and self.language_model.layers[0].gradient_checkpointing:
-            use_cache = False  # a replayed layer would write twice
         return self.language_model(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -112,5 +112,8 @@ def _install(layers: nn.ModuleList) -> None:
 
 
 def adapter_key(name: str) -> str:
-    """The name of a linear map inside its layer, as a key of `nn.ModuleDict` (which allows no dots)."""
-    return name.replace(".", "_")
+    """The name of a linear map inside its layer, as a key of `nn.ModuleDict` (which allows no dots).
+
+    It does not end as the map's name does, or PEFT would take patterns for the base's maps to mean adapters too.
+    """
+    return name.replace(".", "_") + "_adapter"

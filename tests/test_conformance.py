@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny import SEGMENT, VARIANTS, WINDOW, pad, ratio_of_norms, rcc_model, text_config, tokens
 from torch.utils._pytree import tree_leaves, tree_map
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from rcc_hf import RCCConfig
 from rcc_hf.modeling.fingerprint_rcc import is_trained_part
@@ -295,3 +295,18 @@ def assert_equal_memories(actual, expected):
         a, b = getattr(actual, name), getattr(expected, name)
         assert (a is None and b is None) or torch.equal(a, b), name
     assert all(map(torch.equal, tree_leaves(actual.layers), tree_leaves(expected.layers)))
+
+
+def test_a_growing_cache_and_checkpointing_exclude_each_other(variant):
+    model = rcc_model(**variant).train()
+    ids, memory = tokens(1, 6, seed=1), model.compress(tokens(1, 2 * SEGMENT))
+    model(ids, memory=memory, labels=ids).loss.backward()
+    expected = gradients(model)
+    model.zero_grad()
+    model.gradient_checkpointing_enable()
+    outputs = model(ids, memory=memory, labels=ids, use_cache=True)
+    assert outputs.past_key_values is None
+    outputs.loss.backward()
+    assert [name for name in expected if not torch.equal(gradients(model)[name], expected[name])] == []
+    with pytest.raises(ValueError, match="past_key_values cannot be used while training with activation checkpointing"):
+        model(ids, past_key_values=DynamicCache())

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every base family: without memory we are the base bit for bit, and memory is where the base itself would have it."""
 
+import copy
+
 import pytest
 import torch
 from tiny import RATIO, SEGMENT, VOCAB, WINDOW, base_model, pad, ratio_of_norms, rcc_model, text_config, tokens
@@ -183,6 +185,20 @@ def test_token_embeddings_can_be_resized(family, tied):
     outputs = model(added, labels=added, memory=model.compress(torch.cat([context, added], 1)))
     assert outputs.logits.shape[-1] == VOCAB + 12
     assert outputs.loss.isfinite()
+
+
+@torch.no_grad()
+@families
+def test_token_embeddings_can_be_replaced(family):
+    model = make_rcc(family, "replace", tie_word_embeddings=False)
+    context, local = tokens(1, 2 * SEGMENT + 3), tokens(1, 5, seed=1)
+    before = model(local, memory=model.compress(context)).logits
+    replacement = copy.deepcopy(model.get_input_embeddings())
+    model.set_input_embeddings(replacement)
+    replacement.weight.copy_(replacement.weight.flip(0))
+    assert model.get_input_embeddings() is replacement
+    after = model(VOCAB - 1 - local, memory=model.compress(VOCAB - 1 - context)).logits
+    assert torch.equal(after, before)
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones_named(tmp_path):

@@ -65,7 +65,7 @@ def test_from_base_sorts_its_arguments(bases):
     assert (model.dtype, {p.dtype for p in model.parameters()}) == (torch.bfloat16, {torch.bfloat16})
     assert model.model.language_model.config._attn_implementation == "eager"
     layer = model.model.language_model.layers[0].rcc
-    assert (sorted(layer.write), list(layer.read)) == (["self_attn_q_proj", "self_attn_v_proj"], [])
+    assert (sorted(layer.write), list(layer.read)) == (["self_attn_q_proj_adapter", "self_attn_v_proj_adapter"], [])
     assert layer.slot_map.weight.shape == (32, 32)
 
 

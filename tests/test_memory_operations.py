@@ -290,6 +290,19 @@ def test_int8_rounds_to_the_nearest_of_255_steps(memory):
             assert (rounded.abs().amax(-1, keepdim=True) / step - 127).abs().max() < 1e-4
 
 
+def test_int8_of_states_keeps_large_channels_apart():
+    """States of real models have a few channels that are hundreds of times larger than all others."""
+    states = torch.randn(2, 5, 192)
+    states[..., 70] = 500.0
+    numbers, scales = compressed_int8_rcc.to_int8(states)
+    assert (numbers.shape, scales.shape) == ((2, 5, 192), (2, 5, 3))
+    back = compressed_int8_rcc.from_int8(numbers, scales, torch.float32)
+    assert ratio_of_norms(back[..., :64], states[..., :64]) <= 0.01
+    assert ratio_of_norms(back[..., 128:], states[..., 128:]) <= 0.01
+    heads = compressed_int8_rcc.to_int8(torch.randn(2, 3, 5, 192))[1]
+    assert heads.shape == (2, 3, 5, 1)
+
+
 def test_int8_of_zeros_and_of_what_is_not_finite(memory):
     zeros = replace(memory, layers=tuple(tuple(map(torch.zeros_like, layer)) for layer in memory.layers))
     assert_same(zeros.to_int8().to_float(torch.float64), zeros)

@@ -91,6 +91,27 @@ def test_equals_reference_however_heads_are_shared(wiring, num_key_value_heads, 
     assert ratio_of_norms(actual, expected_logits(model, context, local, 4)) <= TOLERANCE
 
 
+def test_options_decide_what_is_trained():
+    def shapes(**options) -> dict[str, tuple[int, ...]]:
+        model = make_model("replace", **options)
+        return {name.split(".layers.")[1]: tuple(p.shape) for name, p in model.named_parameters() if ".rcc." in name}
+
+    linears = {"self_attn": "qkvo", "mlp": ("gate", "up", "down")}
+    adapters = {f"{part}_{name}_proj_adapter" for part, names in linears.items() for name in names}
+    found = shapes(write_rank=3, read_rank=5, map_rank=2)
+    assert {name.split(".")[3] for name in found if ".write." in name or ".read." in name} == adapters
+    assert {name[0] for name in found if ".write." in name} == {"0", "1"}  # the last layer's output is no state
+    assert {name[0] for name in found if ".read." in name} == {"0", "1", "2"}
+    assert found["0.rcc.write.mlp_up_proj_adapter.down"] == (3, 32)
+    assert found["2.rcc.read.mlp_up_proj_adapter.up"] == (64, 5)
+    assert found["2.rcc.slot_map.up"] == (32, 2)
+    assert {name.split(".")[2] for name in shapes(write_rank=0)} == {"read", "slot_map"}
+    assert {name.split(".")[2] for name in shapes(read_rank=0)} == {"write", "slot_map"}
+    assert shapes(map_rank=None)["0.rcc.slot_map.weight"] == (32, 32)
+    targeted = {name.split(".")[3] for name in shapes(targets=("q_proj", "v_proj")) if "slot_map" not in name}
+    assert targeted == {"self_attn_q_proj_adapter", "self_attn_v_proj_adapter"}
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("wiring", WIRINGS)

@@ -165,16 +165,21 @@ def test_all_linear_touches_the_linears_of_the_base_only(checkpoint):
     assert len(linears) == 3 * 7
 
 
-def test_a_pattern_for_the_bases_linears(checkpoint):
+@pytest.mark.parametrize("pattern", [r".*\.(q_proj|v_proj)", r".*(q|v)_proj"])
+def test_a_pattern_for_the_bases_linears(checkpoint, pattern):
     """A regular expression that was written for the base fits here: our parts have no names that it means."""
-    model = wrap(checkpoint, target_modules=r".*\.(q_proj|v_proj)")
+    model = wrap(checkpoint, target_modules=pattern)
     assert len(trainable(model)) == 3 * 2 * 2
 
 
+@pytest.mark.parametrize("used", [False, True], ids=["fresh", "used before"])
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear"], ids=str)
-def test_the_compressor_is_trained_and_saved_with_modules_to_save(checkpoint, targets, tmp_path):
-    settings = {"target_modules": targets, "modules_to_save": ["rcc"]}
-    model = wrap(checkpoint, **settings)
+def test_the_compressor_is_trained_and_saved_with_modules_to_save(checkpoint, targets, used, tmp_path):
+    inner = load(checkpoint)
+    if used:  # its hooks are in place before PEFT moves what they hook
+        answers(inner)
+    settings = peft.LoraConfig(**LORA, target_modules=targets, modules_to_save=["rcc"])
+    model = peft.get_peft_model(inner, settings).eval()
     names = {name for name in trainable(model) if is_trained_part(name)}
     ours = compressor(load(checkpoint))
     assert len(names) == len(ours)

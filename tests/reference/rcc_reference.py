@@ -120,7 +120,7 @@ class NaiveRCC:
         """A linear map of layer i, plus its adapter: `W x + scale * up (down x)`."""
         layer = f"model.language_model.layers.{i}"
         mapped = rows @ self.weights[f"{layer}.{name}.weight"].T
-        low_rank = f"{layer}.rcc.{adapter}.{name.replace('.', '_')}"
+        low_rank = f"{layer}.rcc.{adapter}.{name.replace('.', '_')}_adapter"
         if f"{low_rank}.up" not in self.weights:
             return mapped
         update = rows @ self.weights[f"{low_rank}.down"].T @ self.weights[f"{low_rank}.up"].T
