@@ -81,7 +81,8 @@ def decode_behind_context(model, context_ids: Tensor, inputs: Tensor, mask: Tens
         mask = torch.ones(len(local), num_slots + length, dtype=torch.long, device=local.device)
     behind = local_positions(mask, num_slots, length, shift, local.device)
     check_positions(config, num_slots + length, behind)
-    position_ids = torch.cat([slots, behind.expand(len(local), length)], 1)
+    # without a mask they count up by one from 0, which the base supposes by itself and then need not look for packing
+    position_ids = None if mask is None else torch.cat([slots, behind.expand(len(local), length)], 1)
     outputs = scheme.decode(decoder, state, local, mask, position_ids, **kwargs)
     return _trim(outputs, inputs.shape[1], None)
 

@@ -63,10 +63,11 @@ class MemoryScheme(ABC):
         state: State,
         inputs_embeds: Tensor,
         mask: Tensor | None,
-        position_ids: Tensor,
+        position_ids: Tensor | None,
         **kwargs,
     ) -> Any:
         """The training path: decode `[B, T, D]` behind `state` in one pass that keeps the graph and no cache.
 
-        `mask` and `position_ids` are `[B, M + T]`, and so are the rows of the output: slots first.
+        `mask` and `position_ids` are `[B, M + T]`, and so are the rows of the output: slots first. Neither is given
+        if all entries are real and positions count up from 0.
         """
