@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from .compressed_rcc import RCCMemory
+from .segments_rcc import join_masks
 
 
 class ReadOnlyLayer(DynamicLayer):
@@ -104,14 +105,9 @@ class RCCCache(Cache):
 
     def extend_mask(self, new: Tensor | None, batch_size: int, query_length: int) -> Tensor | None:
         """The mask `[B, physical + query_length]` for the next tokens, whose own mask is `new` `[B, query_length]`."""
-        if new is None and self.mask is None:
-            return None
-        like = self.mask if new is None else new
-        parts = (self.mask, new)
-        lengths = (self.physical_length, query_length)
-        return torch.cat(
-            [like.new_ones(batch_size, n) if m is None else m.to(like) for m, n in zip(parts, lengths, strict=True)], 1
-        )
+        device = None if self.mask is None else self.mask.device
+        device = device if new is None else new.device
+        return join_masks(self.mask, self.physical_length, new, query_length, batch_size, device)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """The logical length: tokens of `generate`'s input that are in the cache."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .compressed_rcc import Origin, RCCMemory
 from .fingerprint_rcc import fingerprint_base, fingerprint_compressor
-from .segments_rcc import Grid
+from .segments_rcc import Grid, join_masks
 
 
 def origin_of(model) -> Origin:
@@ -117,7 +117,7 @@ def append_segments(
         row_tokens = tuple(a + b for a, b in zip(memory.row_tokens, row_tokens, strict=True))
     layers = _encode(model, memory, inputs, grid, ratio, on_progress)
     device = inputs.device
-    mask = _join_masks(old_mask, old_width or 0, grid.block_mask(slots, device), blocks * slots, len(inputs), device)
+    mask = join_masks(old_mask, old_width or 0, grid.block_mask(slots, device), blocks * slots, len(inputs), device)
     return RCCMemory(
         layers=layers,
         mask=mask,
@@ -181,16 +181,6 @@ def _buffers(kept, old, batch_size: int, new_slots: int):
             room.append(buffer)
         layers.append(tuple(room))
     return tuple(layers)
-
-
-def _join_masks(old, old_width: int, new, new_width: int, batch_size: int, device):
-    if old is None and new is None:
-        return None
-    parts = [
-        torch.ones(batch_size, width, dtype=torch.long, device=device) if mask is None else mask.long()
-        for mask, width in ((old, old_width), (new, new_width))
-    ]
-    return torch.cat(parts, 1)
 
 
 def slot_dtype(model) -> torch.dtype:

@@ -14,14 +14,20 @@ from torch import Tensor
 def join(first: Tensor, first_mask: Tensor | None, second: Tensor, second_mask: Tensor | None):
     """Both inputs one after the other, with their common mask (None if neither has one)."""
     joined = torch.cat([first.to(second.device), second], 1)
-    if first_mask is None and second_mask is None:
-        return joined, None
-    ones = torch.ones(second.shape[0], max(first.shape[1], second.shape[1]), dtype=torch.long, device=second.device)
-    masks = [
-        ones[:, : x.shape[1]] if mask is None else mask.to(ones)
-        for x, mask in ((first, first_mask), (second, second_mask))
+    return joined, join_masks(first_mask, first.shape[1], second_mask, second.shape[1], len(second), second.device)
+
+
+def join_masks(
+    first: Tensor | None, first_width: int, second: Tensor | None, second_width: int, batch_size: int, device
+):
+    """Both masks one after the other, `[B, first_width + second_width]`; None stands for no padding, twice for None."""
+    if first is None and second is None:
+        return None
+    parts = [
+        torch.ones(batch_size, width, dtype=torch.long, device=device) if mask is None else mask.to(device).long()
+        for mask, width in ((first, first_width), (second, second_width))
     ]
-    return joined, torch.cat(masks, 1)
+    return torch.cat(parts, 1)
 
 
 def pack_left(inputs: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
