@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from .compressed_rcc import RCCMemory
-from .segments_rcc import join_masks
+from .compressed_rcc import RCCMemory, without_raw
+from .rolling_rcc import Rolling
+from .segments_rcc import HeadLength, join_masks
 
 
 class ReadOnlyLayer(DynamicLayer):
@@ -23,29 +24,41 @@ class ReadOnlyLayer(DynamicLayer):
         return torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
 
 
-class RecordingLayer(DynamicLayer):
-    """Takes down the keys and values of the last pass and shows no others; replaying it changes nothing."""
+class RecordingLayer(ReadOnlyLayer):
+    """A read-only layer that takes down the new keys and values of the last pass; replaying it changes nothing."""
 
     recorded: tuple[Tensor, Tensor]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         self.recorded = (key_states, value_states)
-        return self.recorded
+        return super().update(key_states, value_states)
+
+    def show(self, entries: tuple[Tensor, Tensor]) -> None:
+        """Let passes see these keys and values `[B, H, T, D]` in front of theirs."""
+        self.lazy_initialization(*entries)
+        self.keys, self.values = entries
 
 
 class RCCCache(Cache):
-    """`[memory slots | local tokens]` for every layer.
+    """`[head | memory slots | local tokens]` for every layer.
 
     It is made from a memory (or none) and filled at its first use, when the model knows how much of the prompt has to
-    be compressed too.
+    be compressed too. A rolling one is filled anew whenever its local tokens outgrow the window.
 
     Attributes:
-        memory: what the cache is filled from; None for no memory.
+        memory: the slots that the cache is filled from; None for no slots.
+        head, head_mask: raw tokens in front of the slots, `[B, H]` or embeddings `[B, H, D]`; None if not known yet.
+        local, local_mask: raw tokens behind them: before the first use those of the memory, which are decoded together
+            with the first ones given; later on, of a rolling cache, all.
         compress_prompt: whether a prompt longer than the window is compressed at the first use.
+        rolling: how local tokens that outgrow the window are compressed later on; None if they stay raw.
         ratio: tokens per slot for that compression; None for the configuration's.
+        head_length: tokens at the start of such a prompt that stay raw in front of the slots.
         mask: `[B, physical]`, 0 at padding; None if every entry is real.
         started: whether the cache has been filled.
-        num_slots: slots in front, padding included; 0 until started.
+        former_length: tokens of `generate`'s input that came before the first use.
+        num_head: raw tokens in front of the slots, padding included; 0 until started.
+        num_slots: slots behind them, padding included; 0 until started.
         position_shift: by how much local positions are below the entries in front of them, `[B, 1]` or one number.
     """
 
@@ -55,52 +68,81 @@ class RCCCache(Cache):
         memory: RCCMemory | None = None,
         *,
         compress_prompt: bool = False,
+        rolling: Rolling | None = None,
+        former_length: int = 0,
         ratio: int | None = None,
+        head_length: HeadLength = 0,
         read_only: bool = False,
     ):
         layer_class = ReadOnlyLayer if read_only else DynamicLayer
         super().__init__(layers=[layer_class() for _ in range(num_layers)])
-        self.memory = memory
+        self.memory = None if memory is None else without_raw(memory)
+        self.head = None if memory is None else memory.head_ids
+        self.head_mask = None if memory is None else memory.head_mask
+        self.local = None if memory is None else memory.local_ids
+        self.local_mask = None if memory is None else memory.local_mask
         self.compress_prompt = compress_prompt
+        self.rolling = rolling
+        self.former_length = former_length
         self.ratio = ratio
+        self.head_length = head_length
         self.read_only = read_only
         self.mask: Tensor | None = None
         self.started = False
-        self.num_slots = 0
+        self.num_head = self.num_slots = 0
         self.position_shift: Tensor | int = 0
         self._offset = 0  # logical minus physical length
         self._protected = 0  # entries that belong to the memory
 
     def start(
         self,
-        slots: list[tuple[Tensor, Tensor]],
+        entries: list[tuple[Tensor, Tensor]],
         mask: Tensor | None,
         shift: Tensor | int,
         *,
+        num_head: int = 0,
         local_length: int,
         input_length: int,
     ) -> None:
-        """Put the slots in front.
+        """Put head and slots in front.
 
         Args:
-            slots: key and value `[B, H, M, D]` of every layer, or an empty list.
-            mask: `[B, M]`, or None if all slots are real.
+            entries: key and value `[B, H, M, D]` of every layer, or an empty list.
+            mask: `[B, M]`, or None if all of them are real.
             shift: by how much local positions move down (`slot_positions`).
+            num_head: how many entries are the head's.
             local_length: tokens that the first forward call decodes: raw ones of the memory, and of the prompt what
                 was not compressed.
             input_length: tokens of the prompt, by which `generate` counts.
         """
-        for layer, (keys, values) in zip(self.layers, slots, strict=bool(slots)):
+        for layer, (keys, values) in zip(self.layers, entries, strict=bool(entries)):
             layer.lazy_initialization(keys, values)
             layer.keys, layer.values = keys, values
-        self.mask, self.position_shift, self.memory, self.started = mask, shift, None, True
-        self.num_slots = self.physical_length
-        self._offset = input_length - local_length - self.num_slots
-        self._protected = self.num_slots + max(0, local_length - input_length)
+        self.mask, self.position_shift, self.started = mask, shift, True
+        self.local = self.local_mask = None
+        if self.rolling is None:
+            self.memory = self.head = self.head_mask = None
+        in_front = self.physical_length
+        self.num_head, self.num_slots = num_head, in_front - num_head
+        self._offset = self.former_length + input_length - local_length - in_front
+        self._protected = in_front + max(0, local_length - input_length - self.former_length)
+
+    def roll(self) -> None:
+        """Give up keys and values; at the next use the cache is filled anew from slots and raw tokens."""
+        if self.mask is not None:
+            self.local_mask = self.mask[:, self.num_head + self.num_slots :]
+        self.former_length = self.get_seq_length()
+        self.layers = [type(layer)() for layer in self.layers]
+        self.mask, self.started, self.num_head, self.num_slots = None, False, 0, 0
+
+    @property
+    def num_local(self) -> int:
+        """Raw tokens behind the slots that a rolling cache has taken down."""
+        return 0 if self.local is None else self.local.shape[1]
 
     @property
     def physical_length(self) -> int:
-        """Entries of the cache, slots and raw tokens."""
+        """Entries of the cache: head, slots and local tokens."""
         return self.layers[0].get_seq_length()
 
     def extend_mask(self, new: Tensor | None, batch_size: int, query_length: int) -> Tensor | None:
@@ -136,6 +178,7 @@ class RCCCache(Cache):
             )
         if tokens_to_remove < 0:
             super().crop(tokens_to_remove)
+            self.local = None if self.local is None else self.local[:, :tokens_to_remove]
             self.mask = None if self.mask is None else self.mask[:, :tokens_to_remove]
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
@@ -151,6 +194,10 @@ class RCCCache(Cache):
         self._map_rows(lambda rows: rows[indices.to(rows.device)])
 
     def _map_rows(self, function) -> None:
-        self.mask = None if self.mask is None else function(self.mask)
+        for name in ("mask", "head", "head_mask", "local", "local_mask"):
+            rows = getattr(self, name)
+            setattr(self, name, None if rows is None else function(rows))
+        if self.memory is not None:
+            self.memory = self.memory.map_tensors(function)
         if isinstance(self.position_shift, Tensor):
             self.position_shift = function(self.position_shift)

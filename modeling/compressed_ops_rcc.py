@@ -3,6 +3,7 @@
 
 A slot knows neither its position nor the other slots (positions are given when a memory is read), so all of this moves
 slots and computes nothing. What comes out is laid out as `compress` does it: absent segments in front of a row's own.
+The raw tokens of a row, its head and its local ones, go with its first and its last segment.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .segments_rcc import last_tokens, row_lengths
 
 Block = tuple[int, int]
 """The slots of one segment of one row: the first one's place on the slot axis, and how many there are."""
@@ -40,31 +43,52 @@ def row_blocks(memory) -> list[list[Block]]:
     return [[(end - size, size) for end, size in zip(ends, row, strict=True) if size] for row in sizes]
 
 
+def head_sizes(memory) -> list[int]:
+    """Raw tokens in front of the slots of every row."""
+    return row_lengths(memory.head_ids, memory.head_mask)
+
+
 def local_sizes(memory) -> list[int]:
     """Local tokens of every row."""
-    if memory.local_mask is None:
-        return [memory.num_local] * memory.batch_size
-    return memory.local_mask.bool().sum(1).tolist()
+    return row_lengths(memory.local_ids, memory.local_mask)
 
 
 def slice_segments(memory, start: int, stop: int | None):
     """See `RCCMemory.slice`."""
     _check_slots(memory)
-    rows, sizes, length = row_blocks(memory), local_sizes(memory), _segment_length(memory)
+    rows, heads, sizes = row_blocks(memory), head_sizes(memory), local_sizes(memory)
     for i, blocks in enumerate(rows):
         count = len(blocks)
         rows[i] = blocks[start:stop]
+        if start > 0 or count + start > 0 > start:
+            heads[i] = 0
         # local tokens are what there is of segment number `count`
         if start > count or (stop is not None and stop <= count):
             sizes[i] = 0
-    tokens = tuple(len(blocks) * length + size for blocks, size in zip(rows, sizes, strict=True))
-    return _arrange(replace(memory, row_tokens=tokens), rows, sizes)
+    return _arrange(memory, rows, heads, sizes)
+
+
+def coarsen(memory, factors: Sequence[int]):
+    """The memory of one row with only every `factors[i]`-th slot of its segment `i`.
+
+    A state at every r-th token is one at every token of a coarser grid too, if that ends segments alike: this is what
+    compressing the segments at higher ratios would have given (for schemes with `nested_ratios`).
+    """
+    _check_slots(memory)
+    places: list[int] = []
+    counts = []
+    for (first, size), factor in zip(row_blocks(memory)[0], factors, strict=True):
+        places += range(first + factor - 1, first + size, factor)
+        counts.append(size // factor)
+    index = torch.tensor([places], dtype=torch.long)
+    thinned = map_slots(lambda slots: _take(slots, index, index < 0), memory)
+    return replace(thinned, mask=None, slot_counts=tuple(counts))
 
 
 def concatenate(memories: Sequence):
     """See `RCCMemory.concatenate`."""
     memories = _check_joinable(memories, "concatenate")
-    last = memories[-1]
+    first, last = memories[0], memories[-1]
     for number, memory in enumerate(memories):
         if memory.batch_size != last.batch_size:
             raise ValueError(
@@ -77,7 +101,12 @@ def concatenate(memories: Sequence):
                 "Append the later text with model.compress(input_ids, memory=...) instead, which compresses them with "
                 "it, or leave them out with .slice()."
             )
-    lengths = {_segment_length(memory) for memory in memories} - {0}
+        if number > 0 and any(head_sizes(memory)):
+            raise ValueError(
+                f"memory {number} begins with {max(head_sizes(memory))} raw tokens (its head), which cannot stand "
+                "behind slots. Compress the later text with head_length=0, or leave the head out with .slice(1)."
+            )
+    lengths = {memory.segment_length for memory in memories}
     if len(lengths) > 1:
         raise ValueError(f"the memories have segments of different lengths ({sorted(lengths)}); compress one again")
     rows: list[list[Block]] = [[] for _ in range(last.batch_size)]
@@ -86,20 +115,20 @@ def concatenate(memories: Sequence):
         for row, blocks in zip(rows, row_blocks(memory), strict=True):
             row += [(first + offset, size) for first, size in blocks]
         offset += sum(memory.slot_counts)
-    tokens = tuple(map(sum, zip(*(memory.row_tokens for memory in memories), strict=True)))
     joined = map_slots(lambda *parts: torch.cat(parts, -2), *memories)
-    joined = replace(joined, local_ids=last.local_ids, local_mask=last.local_mask, row_tokens=tokens)
-    return _arrange(joined, rows, local_sizes(last))
+    joined = replace(joined, local_ids=last.local_ids, local_mask=last.local_mask)
+    return _arrange(joined, rows, head_sizes(first), local_sizes(last))
 
 
 def stack(memories: Sequence):
     """See `RCCMemory.stack`."""
     memories = _check_joinable(memories, "stack")
     width = max(sum(memory.slot_counts) for memory in memories)
-    longest = max(memory.num_local for memory in memories)
     rows: list[list[Block]] = []
+    heads: list[int] = []
     sizes: list[int] = []
     for memory in memories:
+        heads += head_sizes(memory)
         sizes += local_sizes(memory)
         before = width - sum(memory.slot_counts)
         rows += [[(first + before, size) for first, size in blocks] for blocks in row_blocks(memory)]
@@ -109,21 +138,29 @@ def stack(memories: Sequence):
 
     joined = replace(
         map_slots(join, *memories),
-        local_ids=torch.cat([F.pad(m.local_ids, (longest - m.num_local, 0)) for m in memories]),
-        row_tokens=tuple(tokens for memory in memories for tokens in memory.row_tokens),
+        head_ids=_stack_ids([m.head_ids for m in memories]),
+        local_ids=_stack_ids([m.local_ids for m in memories]),
     )
-    return _arrange(joined, rows, sizes)
+    return _arrange(joined, rows, heads, sizes)
 
 
 def unstack(memory) -> list:
     """See `RCCMemory.unstack`."""
     _check_slots(memory)
-    rows, sizes = row_blocks(memory), local_sizes(memory)
-    return [_arrange(memory.select(torch.tensor([i])), rows[i : i + 1], sizes[i : i + 1]) for i in range(len(rows))]
+    rows, heads, sizes = row_blocks(memory), head_sizes(memory), local_sizes(memory)
+    singles = [memory.select(torch.tensor([i])) for i in range(len(rows))]
+    return [_arrange(one, rows[i : i + 1], heads[i : i + 1], sizes[i : i + 1]) for i, one in enumerate(singles)]
 
 
-def _arrange(memory, rows: list[list[Block]], sizes: list[int]):
-    """The memory whose rows have the given segments of its slots and the last `sizes` of its local tokens."""
+def _stack_ids(rows: list[Tensor]) -> Tensor:
+    """Ids `[B, T]` of several batches as one, shorter rows padded in front."""
+    longest = max(ids.shape[1] for ids in rows)
+    return torch.cat([F.pad(ids, (longest - ids.shape[1], 0)) for ids in rows])
+
+
+def _arrange(memory, rows: list[list[Block]], heads: list[int], sizes: list[int]):
+    """The memory whose rows have the given segments of its slots, the last `heads` tokens of its head and the last
+    `sizes` of its local ones."""
     most = max(map(len, rows))
     padded = [[(0, 0)] * (most - len(blocks)) + blocks for blocks in rows]
     counts = tuple(max(size for _, size in column) for column in zip(*padded, strict=True))
@@ -131,18 +168,17 @@ def _arrange(memory, rows: list[list[Block]], sizes: list[int]):
     index = torch.tensor(places, dtype=torch.long).reshape(len(rows), sum(counts))
     absent = index < 0
     mask = None if not absent.any() else (~absent).long().to(memory.local_ids.device)
-    longest = max(sizes)
-    local_mask = None
-    if len(set(sizes)) > 1:
-        local_mask = (torch.arange(longest) >= longest - torch.tensor(sizes)[:, None]).long()
-        local_mask = local_mask.to(memory.local_ids.device)
+    head_ids, head_mask = last_tokens(memory.head_ids, heads)
+    local_ids, local_mask = last_tokens(memory.local_ids, sizes)
     width = memory.layers[0][0].shape[-2]
     if index.shape[1] != width or not bool((absent | (index == torch.arange(width))).all()):
         memory = map_slots(lambda slots: _take(slots, index, absent), memory)
     return replace(
         memory,
         mask=mask,
-        local_ids=memory.local_ids[:, memory.num_local - longest :],
+        head_ids=head_ids,
+        head_mask=head_mask,
+        local_ids=local_ids,
         local_mask=local_mask,
         slot_counts=counts,
     )
@@ -162,24 +198,6 @@ def _take(slots: Tensor, index: Tensor, absent: Tensor) -> Tensor:
     places = index.clamp(min=0).to(slots.device).view(shape)
     taken = slots.gather(-2, places.expand(*slots.shape[:-2], index.shape[1], slots.shape[-1]))
     return taken.masked_fill_(absent.to(slots.device).view(shape), 0)
-
-
-def _segment_length(memory) -> int:
-    """Source tokens of a segment; 0 if there is no segment.
-
-    Raises:
-        ValueError: if segments differ in length.
-    """
-    lengths = set()
-    for blocks, tokens, size in zip(row_blocks(memory), memory.row_tokens, local_sizes(memory), strict=True):
-        if blocks:
-            lengths.add((tokens - size) / len(blocks))
-    if len(lengths) > 1 or any(length % 1 for length in lengths):
-        raise ValueError(
-            "the segments of this memory differ in length (the model's segment_length was changed between appends), "
-            "so it cannot be cut or joined; compress the context again"
-        )
-    return int(lengths.pop()) if lengths else 0
 
 
 def _check_slots(memory) -> None:

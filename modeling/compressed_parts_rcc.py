@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+PLAIN_TENSORS = ("mask", "head_ids", "head_mask", "local_ids", "local_mask")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def named_tensors(memory) -> dict[str, Tensor]:
         for i, layer in enumerate(getattr(memory, kind) or ())
         for j, tensor in enumerate(layer)
     }
-    optional = {name: getattr(memory, name) for name in ("mask", "local_ids", "local_mask")}
+    optional = {name: getattr(memory, name) for name in PLAIN_TENSORS}
     return named | {name: tensor for name, tensor in optional.items() if tensor is not None}
 
 
@@ -45,6 +46,7 @@ def description(memory) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "slot_counts": list(memory.slot_counts),
+        "segment_length": memory.segment_length,
         "row_tokens": list(memory.row_tokens),
         "num_layers": len(memory.layers),
         "origin": asdict(memory.origin),
@@ -64,11 +66,9 @@ def fields_from_parts(described: dict, tensors: dict[str, Tensor]) -> dict[str, 
             "use the rcc_hf version that wrote it, or compress the context again"
         )
     found: dict[str, Any] = {
-        "mask": tensors.get("mask"),
-        "local_ids": tensors["local_ids"],
-        "local_mask": tensors.get("local_mask"),
+        **{name: tensors.get(name) for name in PLAIN_TENSORS},
         "slot_counts": tuple(described["slot_counts"]),
-        "row_tokens": tuple(described["row_tokens"]),
+        "segment_length": described["segment_length"],
         "origin": Origin(**{field.name: described["origin"][field.name] for field in fields(Origin)}),
     }
     for kind in ("layers", "scales"):
@@ -84,14 +84,20 @@ def fields_from_parts(described: dict, tensors: dict[str, Tensor]) -> dict[str, 
 
 
 def _check(found: dict[str, Any]) -> None:
-    rows, width, layers = len(found["row_tokens"]), sum(found["slot_counts"]), found["layers"]
+    if found["local_ids"] is None or found["head_ids"] is None:
+        raise MismatchError("the ids of raw tokens are absent")
+    rows, width, layers = len(found["local_ids"]), sum(found["slot_counts"]), found["layers"]
     if not layers or not all(layers):
         raise MismatchError("a layer has no tensors")
     for tensor in (slots for kind in ("layers", "scales") for layer in found[kind] or () for slots in layer):
         if tensor.ndim < 3 or (tensor.shape[0], tensor.shape[-2]) != (rows, width):
             raise MismatchError(f"slots of shape {tuple(tensor.shape)} for {rows} rows of {width} slots")
-    locals_ = (rows, found["local_ids"].shape[-1])
-    for name, shape in (("mask", (rows, width)), ("local_ids", locals_), ("local_mask", locals_)):
+    if not isinstance(found["segment_length"], int) or found["segment_length"] < 1:
+        raise MismatchError(f"segment_length is {found['segment_length']!r}")
+    shapes = {"mask": (rows, width)}
+    for kind in ("head", "local"):
+        shapes[f"{kind}_ids"] = shapes[f"{kind}_mask"] = (rows, found[f"{kind}_ids"].shape[-1])
+    for name, shape in shapes.items():
         if found[name] is not None and tuple(found[name].shape) != shape:
             raise MismatchError(f"{name} of shape {tuple(found[name].shape)} instead of {shape}")
     is_int8 = [not slots.is_floating_point() for layer in layers for slots in layer]

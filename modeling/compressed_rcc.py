@@ -3,7 +3,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,24 @@ from torch import Tensor
 
 from .compressed_files_rcc import CONFIG_NAME, WEIGHTS_NAME, find_weights, replace_file, upload
 from .compressed_int8_rcc import FloatLayers, to_int8
-from .compressed_ops_rcc import concatenate, map_slots, slice_segments, stack, unstack
-from .compressed_parts_rcc import MismatchError, Origin, description, fields_from_parts, named_tensors
+from .compressed_ops_rcc import (
+    concatenate,
+    head_sizes,
+    local_sizes,
+    map_slots,
+    row_blocks,
+    slice_segments,
+    stack,
+    unstack,
+)
+from .compressed_parts_rcc import (
+    PLAIN_TENSORS,
+    MismatchError,
+    Origin,
+    description,
+    fields_from_parts,
+    named_tensors,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,27 +43,37 @@ class RCCMemory:
         layers: for every decoder layer the tensors that the scheme keeps, batch first, slots on axis -2
             (RCC: a key and a value `[B, H, M, D]`, or with wiring "add" one state `[B, M, D]`).
         mask: `[B, M]`, 0 where a row has no slot; None if all rows have all M.
+        head_ids: `[B, H]`, tokens at the start that stay raw in front of the slots.
+        head_mask: `[B, H]`, 0 at padding; None if there is none.
         local_ids: `[B, P]`, tokens behind the last whole segment: raw, and decoded with every prompt.
         local_mask: `[B, P]`, 0 at padding; None if there is none.
         slot_counts: slots of each segment, in order (segments may have been compressed at different ratios).
-        row_tokens: source tokens of each row, local ones included.
+        segment_length: source tokens of each segment.
         origin: the model that wrote it.
         scales: if the slots are int8, the factors of groups of their channels, with the number of groups as last size.
     """
 
     layers: tuple[tuple[Tensor, ...], ...]
     mask: Tensor | None
+    head_ids: Tensor
+    head_mask: Tensor | None
     local_ids: Tensor
     local_mask: Tensor | None
     slot_counts: tuple[int, ...]
-    row_tokens: tuple[int, ...]
+    segment_length: int
     origin: Origin
     scales: tuple[tuple[Tensor, ...], ...] | None = None
 
     @property
     def batch_size(self) -> int:
         """Rows of the batch."""
-        return len(self.row_tokens)
+        return len(self.local_ids)
+
+    @property
+    def row_tokens(self) -> tuple[int, ...]:
+        """Source tokens of each row: head, segments and local ones."""
+        counts = zip(head_sizes(self), row_blocks(self), local_sizes(self), strict=True)
+        return tuple(head + len(blocks) * self.segment_length + local for head, blocks, local in counts)
 
     @property
     def num_slots(self) -> int:
@@ -56,8 +82,13 @@ class RCCMemory:
 
     @property
     def num_tokens(self) -> int:
-        """Source tokens of the row that has most, compressed and local."""
+        """Source tokens of the row that has most, compressed and raw."""
         return max(self.row_tokens)
+
+    @property
+    def num_head(self) -> int:
+        """Raw tokens in front of the slots of the row that has most."""
+        return self.head_ids.shape[1]
 
     @property
     def num_local(self) -> int:
@@ -82,7 +113,8 @@ class RCCMemory:
     def __repr__(self) -> str:
         return (
             f"RCCMemory(batch_size={self.batch_size}, num_tokens={self.num_tokens}, num_slots={self.num_slots}, "
-            f"num_local={self.num_local}, nbytes={self.nbytes}, scheme={self.origin.scheme!r})"
+            f"num_head={self.num_head}, num_local={self.num_local}, nbytes={self.nbytes}, "
+            f"scheme={self.origin.scheme!r})"
         )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "RCCMemory":
@@ -92,12 +124,7 @@ class RCCMemory:
             ValueError: if `dtype` is not a floating one.
         """
         memory = self if dtype is None else self.to_float(dtype)
-        return replace(
-            map_slots(lambda slots: slots.to(device), memory),
-            mask=None if self.mask is None else self.mask.to(device),
-            local_ids=self.local_ids.to(device),
-            local_mask=None if self.local_mask is None else self.local_mask.to(device),
-        )
+        return memory.map_tensors(lambda tensor: tensor.to(device))
 
     def to_int8(self) -> "RCCMemory":
         """The memory in about half the bytes of bfloat16, which any model of the same weights decodes from as it is.
@@ -150,17 +177,7 @@ class RCCMemory:
 
     def select(self, rows: Tensor) -> "RCCMemory":
         """The memory of the given rows `[n]`, in that order."""
-
-        def pick(tensor: Tensor) -> Tensor:
-            return tensor.index_select(0, rows.to(tensor.device))
-
-        return replace(
-            map_slots(pick, self),
-            mask=None if self.mask is None else pick(self.mask),
-            local_ids=pick(self.local_ids),
-            local_mask=None if self.local_mask is None else pick(self.local_mask),
-            row_tokens=tuple(self.row_tokens[i] for i in rows.tolist()),
-        )
+        return self.map_tensors(lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
 
     def slice(self, start: int = 0, stop: int | None = None) -> "RCCMemory":
         """What compressing segments `start` to `stop - 1` of every row alone would have given.
@@ -168,10 +185,11 @@ class RCCMemory:
         Segments are counted in each row from its first one, as Python counts: a negative number counts from the row's
         last whole segment, and a row that has fewer segments gives what it has, be it nothing. The local tokens are a
         started segment behind the whole ones: they stay if `stop` is None or beyond the whole segments of their row.
-        So `slice(0, n)` and `slice(n)`, joined by `concatenate`, are the memory again.
+        A head stays if nothing behind it is cut off. So `slice(0, n)` and `slice(n)`, joined by `concatenate`, are the
+        memory again.
 
         Raises:
-            ValueError: if segments of the memory differ in length, or the scheme keeps no slots by segment.
+            ValueError: if the scheme keeps no slots by segment.
         """
         return slice_segments(self, start, stop)
 
@@ -179,10 +197,10 @@ class RCCMemory:
     def concatenate(memories: "Sequence[RCCMemory]") -> "RCCMemory":
         """Memories of consecutive texts as one, row by row: the slots of each behind those of the one before.
 
-        Only the last may have local tokens. Ratios may differ.
+        Only the first may have a head, only the last local tokens. Ratios may differ.
 
         Raises:
-            ValueError: if there is no memory, another than the last has local tokens, or they differ in origin, rows,
+            ValueError: if there is no memory, raw tokens would stand between slots, or they differ in origin, rows,
                 dtype, device or length of segments.
             TypeError: if one is no `RCCMemory`.
         """
@@ -201,6 +219,11 @@ class RCCMemory:
     def unstack(self) -> "list[RCCMemory]":
         """Every row as a memory of its own, without padding."""
         return unstack(self)
+
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "RCCMemory":
+        """The memory with every tensor replaced by what `function`, which keeps rows apart, makes of it."""
+        plain = {name: getattr(self, name) for name in PLAIN_TENSORS}
+        return replace(map_slots(function, self), **{n: t if t is None else function(t) for n, t in plain.items()})
 
     def _tensors(self) -> dict[str, Tensor]:
         return named_tensors(self)
@@ -259,6 +282,15 @@ class RCCMemory:
             with safe_open(path, framework="pt", device=str(device)) as file:
                 described = json.loads((file.metadata() or {})["memory"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-            return cls(**fields_from_parts(described, tensors))
+            memory = cls(**fields_from_parts(described, tensors))
+            if list(memory.row_tokens) != described["row_tokens"]:
+                raise MismatchError(f"rows of {memory.row_tokens} tokens instead of {described['row_tokens']}")
+            return memory
         except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, MismatchError) as error:
             raise ValueError(f"{path} is damaged or no memory ({error!r}). Compress the context again.") from error
+
+
+def without_raw(memory: RCCMemory) -> RCCMemory:
+    """The memory's slots alone."""
+    none = memory.local_ids[:, :0]
+    return replace(memory, head_ids=none, head_mask=None, local_ids=none, local_mask=None)

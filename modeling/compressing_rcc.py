@@ -2,69 +2,64 @@
 """Turning tokens into memory: segments are encoded in batches, slots go into place, the rest stays local."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from .compressed_rcc import Origin, RCCMemory
-from .fingerprint_rcc import fingerprint_base, fingerprint_compressor
-from .segments_rcc import Grid, join_masks
+from .checking_rcc import check_inputs, check_memory, origin_of
+from .compressed_rcc import RCCMemory, without_raw
+from .segments_rcc import Grid, HeadLength, join, join_masks, pack_left, split_head
 
 
-def origin_of(model) -> Origin:
-    """The mark that memories of this model carry."""
-    return Origin(model.config.scheme, fingerprint_base(model), fingerprint_compressor(model))
+def compress_context(
+    model,
+    inputs: Tensor,
+    mask: Tensor | None,
+    memory: RCCMemory | None,
+    *,
+    ratio: int | None,
+    max_slots: int | None,
+    head_length: HeadLength | None,
+    window: int | None,
+    on_progress: Callable[[int], None] | None,
+) -> RCCMemory:
+    """See `RCCModel.compress`."""
+    check_inputs(model, inputs, mask)
+    model.config.check_window(window)
+    if ratio is not None and max_slots is not None:
+        raise ValueError(f"give ratio={ratio} or max_slots={max_slots}, not both")
+    old, head, head_mask, inputs, mask = _parts(model, inputs, mask, memory, head_length)
+    grid = Grid.of(inputs, mask, model.config.segment_length, window)
+    if grid.num_segments == 0:
+        if old is None and window is None:
+            raise ValueError(
+                f"the context has {max(grid.lengths)} tokens, less than one segment of {grid.segment_length}: "
+                "nothing can be compressed. Put it into the prompt, or use a model with a shorter segment_length."
+            )
+        new = _empty_memory(model, len(inputs)) if old is None else old
+    else:
+        if max_slots is not None:
+            ratio = choose_ratio(model, max_slots, grid.counts, old)
+        new = append_segments(model, old, inputs, grid, model.config.check_ratio(ratio), on_progress)
+    local, local_mask = grid.take_local(inputs)
+    return replace(new, head_ids=head, head_mask=head_mask, local_ids=local, local_mask=local_mask)
 
 
-def check_memory(model, memory: RCCMemory) -> None:
-    """Refuse a memory that this model cannot decode from.
-
-    Raises:
-        TypeError: if it is no `RCCMemory`.
-        ValueError: if another model wrote it, or it lies on another device or in another dtype.
-    """
-    if type(memory).__name__ != "RCCMemory":  # by name: remote code has a class of its own
-        raise TypeError(f"memory must be an RCCMemory, as compress() returns it, not a {type(memory).__name__}")
-    expected = origin_of(model)
-    if asdict(memory.origin) != asdict(expected):  # values: remote code has a class of its own
+def _parts(model, inputs: Tensor, mask: Tensor | None, memory: RCCMemory | None, head_length: HeadLength | None):
+    """The slots to append to, the head and its mask, and the tokens to compress and their mask, packed."""
+    if memory is None:
+        return None, *split_head(inputs, mask, model.config.head_length if head_length is None else head_length)
+    check_memory(model, memory)
+    if memory.batch_size != len(inputs):
+        raise ValueError(f"the memory has {memory.batch_size} rows and input_ids {len(inputs)}; append row by row")
+    if head_length is not None:
         raise ValueError(
-            f"this memory was written by another model: it carries {memory.origin}, this model is {expected}. "
-            "Use the model (base and compressor) that wrote it, or compress the context again."
+            f"head_length={head_length} has no effect on a memory that is appended to: it keeps its head of "
+            f"{memory.num_head} tokens. Leave it out"
         )
-    embedding = model.get_input_embeddings().weight
-    if memory.dtype not in (slot_dtype(model), torch.int8):
-        raise ValueError(
-            f"the memory is in {memory.dtype} and the model in {slot_dtype(model)}; "
-            "convert it with memory.to(dtype=model.dtype)"
-        )
-    if memory.local_ids.device != embedding.device and embedding.device.type != "meta":
-        raise ValueError(
-            f"the memory is on {memory.local_ids.device} and the model on {embedding.device}; "
-            "move it with memory.to(model.device)"
-        )
-
-
-def check_inputs(model, inputs: Tensor, mask: Tensor | None) -> None:
-    """Refuse inputs of the wrong kind.
-
-    Raises:
-        TypeError: if ids are no integers, or embeddings are.
-        ValueError: if shapes do not fit, or the inputs lie on another device than the model.
-    """
-    if inputs.ndim == 2 and (inputs.is_floating_point() or inputs.dtype == torch.bool):
-        raise TypeError(f"input_ids must be integers, not {inputs.dtype}; embeddings are given as inputs_embeds")
-    if inputs.ndim not in (2, 3):
-        raise ValueError(
-            f"inputs have shape {tuple(inputs.shape)}; ids are [batch, tokens], embeddings have a width too"
-        )
-    if mask is not None and tuple(mask.shape) != tuple(inputs.shape[:2]):
-        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; the inputs need {tuple(inputs.shape[:2])}")
-    device = model.get_input_embeddings().weight.device
-    if device.type != "meta" and inputs.device != device:
-        raise ValueError(
-            f"the inputs are on {inputs.device} and the model on {device}; move them with .to(model.device)"
-        )
+    joined = pack_left(*join(memory.local_ids, memory.local_mask, inputs, mask))
+    return without_raw(memory), memory.head_ids, memory.head_mask, *joined
 
 
 def choose_ratio(model, max_slots: int, counts: Sequence[int], memory: RCCMemory | None) -> int:
@@ -106,43 +101,50 @@ def append_segments(
         inputs: packed ids `[B, T]` or embeddings `[B, T, D]`.
         on_progress: called with the number of source tokens of each encoded batch.
     """
+    if memory is not None and memory.segment_length != grid.segment_length:
+        raise ValueError(
+            f"the memory has segments of {memory.segment_length} tokens and config.segment_length is "
+            f"{grid.segment_length} now: set it back, or compress the whole context again"
+        )
     if memory is not None and memory.dtype == torch.int8:  # its old slots stay as they are
         new = append_segments(model, None, inputs, grid, ratio, on_progress)
         return memory.concatenate([memory, new.to_int8()])
-    slots, blocks = model.config.segment_length // ratio, max(grid.counts)
-    row_tokens = tuple(n * grid.segment_length for n in grid.counts)
-    old_mask = old_width = None
-    if memory is not None:
-        old_width, old_mask = sum(memory.slot_counts), memory.mask
-        row_tokens = tuple(a + b for a, b in zip(memory.row_tokens, row_tokens, strict=True))
+    slots, blocks, device = grid.segment_length // ratio, max(grid.counts), inputs.device
     layers = _encode(model, memory, inputs, grid, ratio, on_progress)
-    device = inputs.device
-    mask = join_masks(old_mask, old_width or 0, grid.block_mask(slots, device), blocks * slots, len(inputs), device)
+    new_mask = grid.block_mask(slots, device)
+    if memory is None:
+        return _plain_memory(model, layers, new_mask, (slots,) * blocks, len(inputs))
+    width = sum(memory.slot_counts)
+    mask = join_masks(memory.mask, width, new_mask, blocks * slots, len(inputs), device)
+    return replace(memory, layers=layers, mask=mask, slot_counts=memory.slot_counts + (slots,) * blocks)
+
+
+@torch.no_grad()
+def _empty_memory(model, batch_size: int) -> RCCMemory:
+    """A memory without slots and tokens. What its tensors would be like is seen from a slot of one token."""
+    scheme, decoder = model.scheme, model.language_model
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+    kept = scheme.keep(decoder, scheme.write(decoder, scheme.empty(decoder, 1), token, 1))
+    layers = tuple(
+        tuple(part.new_zeros(batch_size, *part.shape[1:-2], 0, part.shape[-1]) for part in parts) for parts in kept
+    )
+    return _plain_memory(model, layers, None, (), batch_size)
+
+
+def _plain_memory(model, layers, mask: Tensor | None, slot_counts: tuple[int, ...], batch_size: int) -> RCCMemory:
+    """A memory without raw tokens."""
+    none = torch.zeros(batch_size, 0, dtype=torch.long, device=model.get_input_embeddings().weight.device)
     return RCCMemory(
         layers=layers,
         mask=mask,
-        local_ids=torch.zeros(len(inputs), 0, dtype=torch.long, device=device),
+        head_ids=none,
+        head_mask=None,
+        local_ids=none,
         local_mask=None,
-        slot_counts=(() if memory is None else memory.slot_counts) + (slots,) * blocks,
-        row_tokens=row_tokens,
-        origin=origin_of(model) if memory is None else memory.origin,
+        slot_counts=slot_counts,
+        segment_length=model.config.segment_length,
+        origin=origin_of(model),
     )
-
-
-def with_local(memory: RCCMemory, local: Tensor, mask: Tensor | None, former: int | tuple[int, ...] = 0) -> RCCMemory:
-    """The memory with `local` ids `[B, P]` raw behind its slots; `former` of them `row_tokens` counts already."""
-    sizes = [local.shape[1]] * len(local) if mask is None else mask.bool().sum(1).tolist()
-    former = (former,) * len(local) if isinstance(former, int) else former
-    counted = tuple(n - f + s for n, f, s in zip(memory.row_tokens, former, sizes, strict=True))
-    return replace(memory, local_ids=local, local_mask=mask, row_tokens=counted)
-
-
-def without_local(memory: RCCMemory) -> RCCMemory:
-    """The memory's slots alone."""
-    sizes = [memory.num_local] * memory.batch_size
-    if memory.local_mask is not None:
-        sizes = memory.local_mask.bool().sum(1).tolist()
-    return with_local(memory, memory.local_ids[:, :0], None, tuple(sizes))
 
 
 def _encode(model, memory, inputs, grid, ratio, on_progress):
@@ -181,9 +183,3 @@ def _buffers(kept, old, batch_size: int, new_slots: int):
             room.append(buffer)
         layers.append(tuple(room))
     return tuple(layers)
-
-
-def slot_dtype(model) -> torch.dtype:
-    """The dtype of the slots that the model writes and reads."""
-    weight = model.get_input_embeddings().weight
-    return weight.dtype if weight.dtype.is_floating_point else model.dtype

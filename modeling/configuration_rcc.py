@@ -39,6 +39,11 @@ class RCCConfig(PreTrainedConfig):
         segment_length: tokens that are compressed together, `W`.
         window: `generate` leaves prompts of at most so many tokens alone, and keeps at most so many raw of a longer
             one; at least `segment_length`. Default: 4 segments, but no more than half of the base's range.
+        stride: how many tokens the window moves on at a time in a forward call over more than a window: a multiple of
+            `segment_length` up to `window`. None, one segment, gives every token the logits that `generate` would; a
+            whole window is cheapest.
+        head_length: how many tokens at the start of a context stay raw in front of the slots (a system prompt, an
+            attention sink) unless a call says otherwise.
         fit_positions: when slots and text need more positions than the base was trained for: whether to spread slots
             evenly over `slot_positions` positions (at fractions) instead of refusing.
         slot_positions: positions that fitted slots have; the rest of the base's range is for local and new tokens.
@@ -67,6 +72,8 @@ class RCCConfig(PreTrainedConfig):
         ratio: int = 32,
         segment_length: int = 1024,
         window: int | None = None,
+        stride: int | None = None,
+        head_length: int = 0,
         fit_positions: bool = False,
         slot_positions: int | None = None,
         encode_batch_tokens: int = 16384,
@@ -88,6 +95,8 @@ class RCCConfig(PreTrainedConfig):
         self.ratio = ratio
         self.segment_length = segment_length
         self.window = self._default_window() if window is None else window
+        self.stride = stride
+        self.head_length = head_length
         self.fit_positions = fit_positions
         if slot_positions is None and self.max_positions is not None:
             slot_positions = max(1, self.max_positions // 2)
@@ -137,6 +146,18 @@ class RCCConfig(PreTrainedConfig):
             )
         return ratio
 
+    def check_window(self, window: int | None) -> None:
+        """Refuse a window (None stands for no window) that is shorter than a segment.
+
+        Raises:
+            ValueError: if it is.
+        """
+        if window is not None and (not isinstance(window, int) or window < self.segment_length):
+            raise ValueError(
+                f"window={window!r} is shorter than segment_length={self.segment_length}: what is left behind "
+                "the last whole segment would not fit. Choose a larger window or a shorter segment"
+            )
+
     def possible_ratios(self) -> list[int]:
         """All ratios that divide the segment length, ascending."""
         return [r for r in range(1, self.segment_length + 1) if self.segment_length % r == 0]
@@ -159,9 +180,13 @@ class RCCConfig(PreTrainedConfig):
                 f"segment_length={self.segment_length} is longer than the base's range of {self.max_positions} "
                 "positions; choose a shorter segment"
             )
-        if not isinstance(self.window, int) or self.window < self.segment_length:
+        if not isinstance(self.head_length, int) or self.head_length < 0:
+            raise ValueError(f"head_length={self.head_length!r} must be a whole number of at least 0")
+        self.check_window(self.window)
+        stride = self.segment_length if self.stride is None else self.stride
+        if not isinstance(stride, int) or stride % self.segment_length or not 0 < stride <= self.window:
             raise ValueError(
-                f"window={self.window!r} is shorter than segment_length={self.segment_length}: what is left behind "
-                "the last whole segment would not fit. Choose a larger window or a shorter segment"
+                f"stride={self.stride!r} must be a multiple of segment_length={self.segment_length} up to "
+                f"window={self.window}"
             )
         self.check_ratio(self.ratio)

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding behind memory: from a cache that begins with slots, or (training) in one pass over slots and tokens."""
+"""Decoding behind memory from a cache, `[head | slots | local tokens]`, that is filled at its first use."""
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .cache_rcc import RCCCache
-from .compressing_rcc import append_segments, slot_dtype, without_local
+from .cache_rcc import RCCCache, RecordingLayer
+from .checking_rcc import slot_dtype
+from .compressed_rcc import RCCMemory
+from .compressing_rcc import append_segments
 from .passes_rcc import Pass, enter_pass, install_hooks
 from .positions_rcc import check_positions, local_positions, slot_positions
-from .segments_rcc import Grid, join, pack_left
+from .segments_rcc import Grid, join, join_masks, pack_left, split_head
 
 
 def decode_with_cache(model, cache: RCCCache, inputs: Tensor, attention_mask: Tensor | None, **kwargs):
@@ -19,10 +22,13 @@ def decode_with_cache(model, cache: RCCCache, inputs: Tensor, attention_mask: Te
         The base's output for these tokens, with the cache in `past_key_values` unless it is read-only.
 
     Raises:
-        ValueError: if the mask has no column for each token, or the base has too few positions.
+        ValueError: if the mask has no column for each token, the base has too few positions, or a slot budget is
+            exceeded.
     """
     length = inputs.shape[1]
-    mask = _last_columns(attention_mask, length)
+    mask = last_columns(attention_mask, length)
+    if cache.started and cache.rolling is not None and cache.num_local + length > model.config.window:
+        cache.roll()
     if not cache.started:
         inputs, mask = _start(model, cache, inputs, mask)
     query_length = inputs.shape[1]
@@ -42,75 +48,90 @@ def decode_with_cache(model, cache: RCCCache, inputs: Tensor, attention_mask: Te
         )
     if not cache.read_only:
         cache.mask = mask
-    return _trim(outputs, min(length, query_length), None if cache.read_only else cache)
-
-
-def decode_behind_context(model, context_ids: Tensor, inputs: Tensor, mask: Tensor | None, ratio: int | None, **kwargs):
-    """Compress `context_ids` `[B, N]` and decode `inputs` behind them in one pass, with the graph kept.
-
-    Raises:
-        ValueError: if the context is shorter than a segment, or the base has too few positions.
-    """
-    config, scheme, decoder = model.config, model.scheme, model.language_model
-    length, ratio = config.segment_length, config.check_ratio(ratio)
-    if len(context_ids) != len(inputs):
-        raise ValueError(f"context_ids has {len(context_ids)} rows and the local tokens {len(inputs)}; they must agree")
-    grid = Grid.of(context_ids, None, length)
-    if grid.num_segments == 0:
-        raise ValueError(
-            f"context_ids has {context_ids.shape[1]} tokens, less than one segment of {length}: nothing would be "
-            "compressed. Give a longer context, or use a model with a shorter segment_length."
-        )
-    step = max(1, config.encode_batch_tokens // length)
-    parts = []
-    for first in range(0, grid.num_segments, step):
-        segments = grid.take_segments(context_ids, first, min(first + step, grid.num_segments))
-        parts.append(scheme.write(decoder, scheme.empty(decoder, len(segments)), segments, ratio))
-    state = tuple(torch.cat(layer).unflatten(0, (len(inputs), -1)).flatten(1, 2) for layer in zip(*parts, strict=True))
-    tail, _ = grid.take_local(context_ids)
-    embed = model.get_input_embeddings()
-    local = torch.cat([embed(tail), embed(inputs) if inputs.ndim == 2 else inputs], 1)
-    mask = _last_columns(mask, inputs.shape[1])
-    if mask is not None:
-        mask = torch.cat([mask.new_ones(tail.shape), mask], 1)
-    num_slots, length = state[0].shape[1], local.shape[1]
-    slots, shift = slot_positions(config, None, (len(local), num_slots), local.device)
-    mask = None if mask is None else torch.cat([mask.new_ones(len(local), num_slots), mask], 1)
-    if mask is None and slots.is_floating_point():
-        # without a mask, the library takes positions that do not count up by one for packed sequences
-        mask = torch.ones(len(local), num_slots + length, dtype=torch.long, device=local.device)
-    behind = local_positions(mask, num_slots, length, shift, local.device)
-    check_positions(config, num_slots + length, behind)
-    # without a mask they count up by one from 0, which the base supposes by itself and then need not look for packing
-    position_ids = None if mask is None else torch.cat([slots, behind.expand(len(local), length)], 1)
-    outputs = scheme.decode(decoder, state, local, mask, position_ids, **kwargs)
-    return _trim(outputs, inputs.shape[1], None)
+    if cache.rolling is not None:
+        former, inputs = (None, inputs) if cache.local is None else _alike(model, cache.local, inputs)
+        cache.local = inputs if former is None else torch.cat([former, inputs], 1)
+    return trim(outputs, min(length, query_length), None if cache.read_only else cache)
 
 
 def _start(model, cache: RCCCache, inputs: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Fill the cache from its memory and, if asked, from the part of the prompt that does not fit the window."""
-    memory, length = cache.memory, inputs.shape[1]
-    if memory is not None:
-        local = memory.local_ids if inputs.ndim == 2 else model.get_input_embeddings()(memory.local_ids)
-        if memory.num_local:
-            inputs, mask = join(local, memory.local_mask, inputs, mask)
-        memory = without_local(memory)
+    """Fill the cache from its slots and, if asked, from the part of the prompt that does not fit the window.
+
+    Returns:
+        The tokens to decode, and their mask.
+    """
+    length = inputs.shape[1]
+    if cache.local is not None and cache.local.shape[1]:
+        local, inputs = _alike(model, cache.local, inputs)
+        inputs, mask = join(local, cache.local_mask, inputs, mask)
     if cache.compress_prompt:
-        packed, packed_mask = pack_left(inputs, mask)
-        grid = Grid.of(packed, packed_mask, model.config.segment_length, model.config.window)
-        if grid.num_segments:
-            with torch.no_grad():
-                memory = append_segments(model, memory, packed, grid, model.config.check_ratio(cache.ratio))
-            inputs, mask = grid.take_local(packed)
-    slots, slot_mask = [], None
-    shift: Tensor | int = 0
-    if memory is not None and memory.slot_counts:
-        slot_mask, shape = memory.mask, (memory.batch_size, sum(memory.slot_counts))
-        positions, shift = slot_positions(model.config, slot_mask, shape, inputs.device)
-        layers = memory.float_layers(slot_dtype(model))
-        slots = model.scheme.read(model.language_model, layers, positions, slot_mask)
-    cache.start(slots, slot_mask, shift, local_length=inputs.shape[1], input_length=length)
+        inputs, mask = _compress_prompt(model, cache, inputs, mask)
+    head = cache.head
+    if cache.memory is None or not cache.memory.slot_counts:  # all is raw, and a head is no more than its beginning
+        if head is not None and head.shape[1]:
+            head, inputs = _alike(model, head, inputs)
+            inputs, mask = pack_left(*join(head, cache.head_mask, inputs, mask))
+            cache.head, cache.head_mask = None, None
+        cache.start([], None, 0, num_head=0, local_length=inputs.shape[1], input_length=length)
+        return inputs, mask
+    entries, entry_mask, shift = _front(model, cache.memory, head, cache.head_mask)
+    num_head = 0 if head is None else head.shape[1]
+    cache.start(entries, entry_mask, shift, num_head=num_head, local_length=inputs.shape[1], input_length=length)
     return inputs, mask
+
+
+@torch.no_grad()
+def _compress_prompt(model, cache: RCCCache, inputs: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Move what does not fit the window from the inputs to the cache's memory; the rest, with padding in front."""
+    if cache.head is None:
+        cache.head, cache.head_mask, inputs, mask = split_head(inputs, mask, cache.head_length)
+    else:
+        inputs, mask = pack_left(inputs, mask)
+    grid = Grid.of(inputs, mask, model.config.segment_length, model.config.window)
+    if grid.num_segments:
+        ratio = model.config.check_ratio(cache.ratio)
+        cache.memory = append_segments(model, cache.memory, inputs, grid, ratio)
+        if cache.rolling is not None:
+            cache.memory = cache.rolling.bound(cache.memory)
+    return grid.take_local(inputs)
+
+
+def _alike(model, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as they are if they are of one kind; otherwise ids become embeddings."""
+    embed = model.get_input_embeddings()
+    if first.ndim == second.ndim:
+        return first, second
+    return (embed(first), second) if first.ndim == 2 else (first, embed(second))
+
+
+def _front(model, memory: RCCMemory, head: Tensor | None, head_mask: Tensor | None):
+    """What stands in front of the local tokens: keys and values of head and slots, their mask, and how far local
+    positions move down."""
+    batch_size, width = memory.batch_size, sum(memory.slot_counts)
+    device = memory.local_ids.device
+    mask = memory.mask
+    slots, shift = slot_positions(model.config, mask, (batch_size, width), device)
+    layers = memory.float_layers(slot_dtype(model))
+    if head is None or head.shape[1] == 0:
+        return model.scheme.read(model.language_model, layers, slots, mask), mask, shift
+    num_head = head.shape[1] if head_mask is None else head_mask.long().sum(1, keepdim=True)
+    entries = _decode_head(model, head, head_mask, None if mask is None else mask.any(1)[:, None, None])
+    whole = join_masks(head_mask, head.shape[1], mask, width, batch_size, device)
+    behind = model.scheme.read(model.language_model, layers, slots + num_head, whole, entries)
+    pairs = zip(entries, behind, strict=True)
+    joined = [(torch.cat([k1, k2], -2), torch.cat([v1, v2], -2)) for (k1, v1), (k2, v2) in pairs]
+    return joined, whole, shift
+
+
+def _decode_head(model, head: Tensor, mask: Tensor | None, rows: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values `[B, H, T, D]` of the raw tokens in front of the slots, for every layer."""
+    decoder = model.language_model
+    recorder = Cache(layers=[RecordingLayer() for _ in decoder.layers])
+    install_hooks(decoder.layers)
+    positions = local_positions(mask, 0, head.shape[1], 0, head.device)
+    with enter_pass(Pass("read", rows=rows)):
+        decoder(attention_mask=mask, position_ids=positions, past_key_values=recorder, use_cache=True, **_named(head))
+    return [layer.recorded for layer in recorder.layers]
 
 
 def _reading(model, cache: RCCCache) -> Pass | None:
@@ -120,10 +141,16 @@ def _reading(model, cache: RCCCache) -> Pass | None:
     install_hooks(model.language_model.layers)
     if cache.mask is None:
         return Pass("read")
-    return Pass("read", rows=cache.mask[:, : cache.num_slots].any(1)[:, None, None])
+    first = cache.num_head
+    return Pass("read", rows=cache.mask[:, first : first + cache.num_slots].any(1)[:, None, None])
 
 
-def _last_columns(mask: Tensor | None, length: int) -> Tensor | None:
+def last_columns(mask: Tensor | None, length: int) -> Tensor | None:
+    """The part of an attention mask that is for the last `length` tokens.
+
+    Raises:
+        ValueError: if it is no mask over tokens, or has fewer columns.
+    """
     if mask is None:
         return None
     if mask.ndim != 2 or mask.shape[1] < length:
@@ -138,7 +165,7 @@ def _named(inputs: Tensor) -> dict[str, Tensor]:
     return {"inputs_embeds" if inputs.ndim == 3 else "input_ids": inputs}
 
 
-def _trim(outputs: BaseModelOutputWithPast, length: int, cache: RCCCache | None) -> BaseModelOutputWithPast:
+def trim(outputs: BaseModelOutputWithPast, length: int, cache: RCCCache | None) -> BaseModelOutputWithPast:
     """The output for the last `length` tokens alone."""
     hidden_states = outputs.hidden_states
     return BaseModelOutputWithPast(

@@ -23,6 +23,8 @@ class MemoryScheme(ABC):
     name: ClassVar[str]
     independent_writes: ClassVar[bool] = True
     """Whether a segment is written without looking at earlier ones; then many are written as rows of one batch."""
+    nested_ratios: ClassVar[bool] = False
+    """Whether every second kept slot of a segment is what `write` gives at twice the ratio."""
     query_dependent: ClassVar[bool] = False
     """Whether what `read` shows changes with the tokens that follow; then `refresh` does something."""
 
@@ -50,8 +52,18 @@ class MemoryScheme(ABC):
         """The form in which a memory stores a state: free of positions, as small as `read` allows."""
 
     @abstractmethod
-    def read(self, decoder: nn.Module, kept: State, position_ids: Tensor, mask: Tensor | None) -> list:
-        """Keys and values `[B, H, M, D]` of every layer for slots at `position_ids` `[B, M]`; `mask` 0 is padding."""
+    def read(
+        self,
+        decoder: nn.Module,
+        kept: State,
+        position_ids: Tensor,
+        mask: Tensor | None,
+        head: list[tuple[Tensor, Tensor]] | None = None,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values `[B, H, M, D]` of every layer for slots at `position_ids` `[B, M]`.
+
+        `head` are those of raw tokens in front of the slots. `mask` is over head and slots, 0 at padding.
+        """
 
     def refresh(self, decoder: nn.Module, cache: Any, input_ids: Tensor) -> None:
         """Called before each decoder step of a query-dependent scheme, with the tokens about to be decoded `[B, T]`."""
@@ -64,10 +76,13 @@ class MemoryScheme(ABC):
         inputs_embeds: Tensor,
         mask: Tensor | None,
         position_ids: Tensor | None,
+        num_head: int = 0,
+        rows: Tensor | None = None,
         **kwargs,
     ) -> Any:
-        """The training path: decode `[B, T, D]` behind `state` in one pass that keeps the graph and no cache.
+        """The training path: decode `[B, H + T, D]` around `state` in one pass that keeps the graph and no cache.
 
-        `mask` and `position_ids` are `[B, M + T]`, and so are the rows of the output: slots first. Neither is given
-        if all entries are real and positions count up from 0.
+        The slots stand behind the first `num_head` embeddings. `mask` and `position_ids` are `[B, H + M + T]`, and so
+        are the rows of the output. Neither is given if all entries are real and positions count up from 0. `rows`
+        `[B, 1, 1]` is 0 where a row has no slot, which is then decoded by the plain base.
         """

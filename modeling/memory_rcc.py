@@ -65,6 +65,7 @@ class RCCScheme(MemoryScheme):
 
     name = "rcc"
     independent_writes = True
+    nested_ratios = True
     Options = RCCOptions
     options: RCCOptions
 
@@ -114,22 +115,26 @@ class RCCScheme(MemoryScheme):
             return tuple(taken[i] for i in range(len(decoder.layers)))
         return tuple(torch.cat([old, taken[i].to(old.device)], 1) for i, old in enumerate(state))
 
-    def _inject(self, state) -> Pass:
-        """The pass in which the first M rows of each layer's input are made from `state`."""
+    def _inject(self, state, start: int = 0, rows: Tensor | None = None) -> Pass:
+        """The pass in which M rows of each layer's input, from `start` on, are made from `state`."""
         replace = self.options.wiring == "replace"
 
         def put(index: int, layer: nn.Module, hidden: Tensor) -> Tensor:
-            num_slots = state[index].shape[1]
+            stop = start + state[index].shape[1]
             slots = layer.rcc.slot_map(state[index]).to(hidden.device, hidden.dtype)
             if not replace and index > 0:
-                slots = hidden[:, :num_slots] + slots
-            return slots if num_slots == hidden.shape[1] else torch.cat([slots, hidden[:, num_slots:]], 1)
+                slots = hidden[:, start:stop] + slots
+            if slots.shape[1] == hidden.shape[1]:
+                return slots
+            return torch.cat([hidden[:, :start], slots, hidden[:, stop:]], 1)
 
-        return Pass("read", put)
+        return Pass("read", put, rows)
 
-    def _slot_pass(self, decoder, state, position_ids, mask) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of slots alone, `[B, H, M, D]` per layer."""
+    def _slot_pass(self, decoder, state, position_ids, mask, head=None) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of slots alone, `[B, H, M, D]` per layer; they attend to each other and to the head."""
         recorder = Cache(layers=[RecordingLayer() for _ in decoder.layers])
+        for layer, entries in zip(recorder.layers, head or [], strict=False):
+            layer.show(entries)
         like = decoder.get_input_embeddings().weight
         rows = torch.zeros(
             *state[0].shape, dtype=state[0].dtype, device=like.device
@@ -151,20 +156,20 @@ class RCCScheme(MemoryScheme):
         here = torch.zeros(state[0].shape[:2], dtype=torch.long, device=decoder.get_input_embeddings().weight.device)
         return tuple(self._slot_pass(decoder, state, here, None))
 
-    def read(self, decoder, kept, position_ids, mask):
+    def read(self, decoder, kept, position_ids, mask, head=None):
         if self.options.wiring == "add":
-            return self._slot_pass(decoder, tuple(hidden for (hidden,) in kept), position_ids, mask)
+            return self._slot_pass(decoder, tuple(hidden for (hidden,) in kept), position_ids, mask, head)
         return [
             (rotate_keys(decoder, i, keys, position_ids.to(keys.device)), values)
             for i, (keys, values) in enumerate(kept)
         ]
 
-    def decode(self, decoder, state, inputs_embeds, mask, position_ids, **kwargs):
+    def decode(self, decoder, state, inputs_embeds, mask, position_ids, num_head=0, rows=None, **kwargs):
         num_slots = state[0].shape[1]
         placeholders = inputs_embeds.new_zeros(len(inputs_embeds), num_slots, inputs_embeds.shape[2])
-        rows = torch.cat([placeholders, inputs_embeds], 1)
+        embeds = torch.cat([inputs_embeds[:, :num_head], placeholders, inputs_embeds[:, num_head:]], 1)
         install_hooks(decoder.layers)
-        with enter_pass(self._inject(state)):
+        with enter_pass(self._inject(state, num_head, rows)):
             return decoder(
-                inputs_embeds=rows, attention_mask=mask, position_ids=position_ids, use_cache=False, **kwargs
+                inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, use_cache=False, **kwargs
             )

@@ -10,15 +10,18 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils import can_return_tuple
 
 from .cache_rcc import RCCCache
+from .checking_rcc import check_inputs, check_memory, check_not_packed
 from .compressed_rcc import RCCMemory
-from .compressing_rcc import append_segments, check_inputs, check_memory, choose_ratio, with_local, without_local
+from .compressing_rcc import compress_context
 from .configuration_rcc import RCCConfig
-from .decoding_rcc import decode_behind_context, decode_with_cache
+from .decoding_rcc import decode_with_cache, last_columns
 from .families_rcc import family_of, scale_logits
 from .generation_rcc import RCCGenerationMixin
+from .joint_rcc import decode_behind_context
 from .pretrained_rcc import RCCPreTrainedModel
 from .schemes_rcc import make_scheme
-from .segments_rcc import Grid, join, pack_left
+from .segments_rcc import HeadLength
+from .windows_rcc import decode_windows
 
 
 class RCCModel(RCCPreTrainedModel):
@@ -53,6 +56,8 @@ class RCCModel(RCCPreTrainedModel):
         memory: RCCMemory | None = None,
         ratio: int | None = None,
         max_slots: int | None = None,
+        head_length: HeadLength | None = None,
+        window: int | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> RCCMemory:
         """Compress a context. What is behind its last whole segment stays in the memory as raw local tokens.
@@ -63,44 +68,40 @@ class RCCModel(RCCPreTrainedModel):
             memory: append to this memory, which stays as it is; its local tokens come first.
             ratio: source tokens per slot (a divisor of `config.segment_length`); None for the configuration's.
             max_slots: instead of a ratio: the smallest ratio at which the whole memory has at most so many slots.
+            head_length: tokens at the start of each row that stay raw in front of the slots (a system prompt, an
+                attention sink): one number, or one for each row; None for `config.head_length`. A memory that is
+                appended to keeps its own.
+            window: leave up to so many tokens raw, at least one segment, as `generate` does with a long prompt: the
+                local window of a stream. None compresses every whole segment.
             on_progress: called after every encoded batch with its number of source tokens.
 
         Raises:
             TypeError: if the ids are no integers, or `memory` is no memory.
-            ValueError: if a context has less than one segment, shapes, devices or dtypes do not fit, the memory comes
-                from another model, or the ratio or the budget is impossible.
+            ValueError: if a context has less than one segment (and no window is given), shapes, devices or dtypes do
+                not fit, the memory comes from another model, or the ratio, the budget, the head or the window is
+                impossible.
         """
-        check_inputs(self, input_ids, attention_mask)
-        inputs, mask, old = input_ids, attention_mask, None
-        if memory is not None:
-            check_memory(self, memory)
-            if memory.batch_size != len(input_ids):
-                raise ValueError(
-                    f"the memory has {memory.batch_size} rows and input_ids {len(input_ids)}; append row by row"
-                )
-            inputs, mask = join(memory.local_ids, memory.local_mask, inputs, mask)
-            old = without_local(memory)
-        inputs, mask = pack_left(inputs, mask)
-        grid = Grid.of(inputs, mask, self.config.segment_length)
-        if grid.num_segments == 0:
-            if old is None:
-                raise ValueError(
-                    f"the context has {max(grid.lengths)} tokens, less than one segment of {grid.segment_length}: "
-                    "nothing can be compressed. Put it into the prompt, or use a model with a shorter segment_length."
-                )
-            return with_local(old, inputs, mask)
-        if max_slots is not None:
-            if ratio is not None:
-                raise ValueError(f"give ratio={ratio} or max_slots={max_slots}, not both")
-            ratio = choose_ratio(self, max_slots, grid.counts, old)
-        ratio = self.config.check_ratio(ratio)
-        new = append_segments(self, old, inputs, grid, ratio, on_progress)
-        return with_local(new, *grid.take_local(inputs))
+        return compress_context(
+            self,
+            input_ids,
+            attention_mask,
+            memory,
+            ratio=ratio,
+            max_slots=max_slots,
+            head_length=head_length,
+            window=window,
+            on_progress=on_progress,
+        )
 
     def _replays(self) -> bool:
         """Whether layers are run again in backward, and so must not write into a cache."""
         checkpointing = self.language_model.layers[0].gradient_checkpointing
         return self.training and checkpointing and torch.is_grad_enabled()
+
+    def _is_long(self, inputs: Tensor, memory: RCCMemory | None) -> bool:
+        """Whether inputs behind a memory (or none) are more than a window and a head of raw tokens."""
+        raw = inputs.shape[1] + (-self.config.head_length if memory is None else memory.num_local)
+        return raw > self.config.window
 
     @can_return_tuple
     def forward(
@@ -113,20 +114,28 @@ class RCCModel(RCCPreTrainedModel):
         use_cache: bool | None = None,
         memory: RCCMemory | None = None,
         context_ids: Tensor | None = None,
+        context_mask: Tensor | None = None,
         ratio: int | None = None,
+        compress: bool | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        """The base's forward; with `memory`, `context_ids` or an `RCCCache`, behind compressed memory.
+        """The base's forward; behind compressed memory with `memory`, `context_ids` or an `RCCCache`, and window by
+        window for more tokens than `config.window` (see `windows_rcc.py`).
 
         Args:
             input_ids: local tokens `[B, T]`, or `inputs_embeds` `[B, T, D]`.
             attention_mask: `[B, T]` over the local tokens (with a cache that has been used, `[B, >= T]`: its last T).
-            position_ids: as for the base; with memory positions follow from the memory and this is not used.
+            position_ids: as for the base (more than a window may be packed sequences, which are told apart by them);
+                with memory positions follow from the memory and this is not used.
             memory: decode behind this memory, which is a constant. (What reads it gets gradients: the read adapters,
                 and with wiring "add" the slot maps.)
             context_ids: compress `[B, N]` with the graph kept and decode behind it (the training path). Whole segments
-                are compressed, the rest of the context stays raw in front of the local tokens.
-            ratio: source tokens per slot for `context_ids`.
+                are compressed, the rest of the context stays raw in front of the local tokens, and so does its head
+                of `config.head_length` tokens in front of the slots.
+            context_mask: `[B, N]`, 0 at padding of the contexts, on either side; None if there is none.
+            ratio: source tokens per slot for what this call compresses.
+            compress: whether more than a window of tokens is decoded window by window; False keeps all of them raw, as
+                the base would. None: True, but behind a memory False.
 
         Returns:
             `last_hidden_state` `[B, T, D]` of the local tokens.
@@ -137,23 +146,36 @@ class RCCModel(RCCPreTrainedModel):
         inputs = input_ids if inputs_embeds is None else inputs_embeds
         if inputs is None or (input_ids is not None and inputs_embeds is not None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if context_mask is not None and context_ids is None:
+            raise ValueError("context_mask has no effect without context_ids; the mask of input_ids is attention_mask")
         if context_ids is not None:
             if memory is not None or past_key_values is not None or use_cache:
                 raise ValueError(
                     "context_ids is the training path: it takes no memory and no cache. To decode step by step, "
                     "call compress() and pass its result as memory"
                 )
-            check_inputs(self, context_ids, None)
-            return decode_behind_context(self, context_ids, inputs, attention_mask, ratio, **kwargs)
+            check_inputs(self, context_ids, context_mask)
+            check_not_packed(position_ids, attention_mask)
+            return decode_behind_context(self, context_ids, context_mask, inputs, attention_mask, ratio, **kwargs)
+        wants_cache = (not self.training if use_cache is None else use_cache) and not self._replays()
         if memory is not None:
             if past_key_values is not None:
                 raise ValueError(
                     "give memory or past_key_values, not both: the cache holds the memory after the first call"
                 )
             check_memory(self, memory)
-            use_cache = (not self.training if use_cache is None else use_cache) and not self._replays()
+            check_not_packed(position_ids, attention_mask)
             memory = memory.expand(len(inputs))
-            past_key_values = RCCCache(len(self.language_model.layers), memory, read_only=not use_cache)
+        if (
+            past_key_values is None
+            and (memory is None if compress is None else compress)
+            and self._is_long(inputs, memory)
+        ):
+            check_inputs(self, inputs, None)
+            mask = last_columns(attention_mask, inputs.shape[1])
+            return decode_windows(self, inputs, mask, position_ids, memory, ratio, wants_cache, **kwargs)
+        if memory is not None:
+            past_key_values = RCCCache(len(self.language_model.layers), memory, read_only=not wants_cache)
         if self._replays():
             use_cache = False
             if past_key_values is not None and not getattr(past_key_values, "read_only", False):
@@ -212,7 +234,9 @@ class RCCForCausalLM(RCCPreTrainedModel, RCCGenerationMixin):
         logits_to_keep: int | Tensor = 0,
         memory: RCCMemory | None = None,
         context_ids: Tensor | None = None,
+        context_mask: Tensor | None = None,
         ratio: int | None = None,
+        compress: bool | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Logits of the local tokens, and their loss if `labels` `[B, T]` are given (-100 where nothing is asked).
@@ -240,7 +264,9 @@ class RCCForCausalLM(RCCPreTrainedModel, RCCGenerationMixin):
             use_cache=use_cache,
             memory=memory,
             context_ids=context_ids,
+            context_mask=context_mask,
             ratio=ratio,
+            compress=compress,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The segment grid: where the segments and the local tokens of each row of a batch are.
 
-The grid of a row starts at its first real token, so that padding never enters a segment and a row of a ragged batch is
-cut as it would be alone. Inputs are ids `[B, T]` or embeddings `[B, T, D]`; masks are `[B, T]`, 0 at padding.
+The grid of a row starts at its first real token (behind the head, if one stays raw), so that padding never enters a
+segment and a row of a ragged batch is cut as it would be alone. Inputs are ids `[B, T]` or embeddings `[B, T, D]`;
+masks are `[B, T]`, 0 at padding.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+HeadLength = int | Sequence[int] | Tensor
+"""Tokens at the start of a row that stay raw in front of the slots: one number, or one for each row."""
 
 
 def join(first: Tensor, first_mask: Tensor | None, second: Tensor, second_mask: Tensor | None):
@@ -39,6 +44,53 @@ def pack_left(inputs: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | Non
     return inputs.gather(1, index), mask.gather(1, order)
 
 
+def row_lengths(inputs: Tensor, mask: Tensor | None) -> list[int]:
+    """Real tokens of each row."""
+    return [inputs.shape[1]] * len(inputs) if mask is None else mask.bool().sum(1).tolist()
+
+
+def last_tokens(inputs: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """The last `sizes` tokens of each row, padded in front, and their mask (None if rows are equally long)."""
+    longest = max(sizes)
+    kept = inputs[:, inputs.shape[1] - longest :]
+    if len(set(sizes)) == 1:
+        return kept, None
+    column = torch.tensor(sizes, device=inputs.device)[:, None]
+    return kept, (torch.arange(longest, device=inputs.device) >= longest - column).long()
+
+
+def split_head(inputs: Tensor, mask: Tensor | None, length: HeadLength):
+    """The first `length` real tokens of each row, and what is behind them.
+
+    Returns:
+        Head, its mask, rest, its mask; both with their padding in front, and a mask of None for no padding.
+
+    Raises:
+        ValueError: if a length is negative, or there is not one for each row.
+    """
+    if isinstance(length, int) and length == 0:
+        return inputs[:, :0], None, *pack_left(inputs, mask)
+    lengths = torch.as_tensor(length, device=inputs.device).reshape(-1, 1)
+    if len(lengths) not in (1, len(inputs)) or lengths.is_floating_point() or bool((lengths < 0).any()):
+        raise ValueError(
+            f"head_length={length!r} is not a number of tokens from 0 up, or one such number for each of the "
+            f"{len(inputs)} rows"
+        )
+    real = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device) if mask is None else mask.bool().long()
+    is_head = (real.cumsum(1) <= lengths).long() * real
+    return *_only(inputs, is_head), *_only(inputs, real - is_head)
+
+
+def _only(inputs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The tokens where `mask` is 1, with as little padding as rows of one width need, in front."""
+    packed, packed_mask = pack_left(inputs, mask)
+    if packed_mask is None:
+        return packed, None
+    width = int(packed_mask.sum(1).max())
+    packed, packed_mask = packed[:, packed.shape[1] - width :], packed_mask[:, packed_mask.shape[1] - width :]
+    return packed, None if bool(packed_mask.all()) else packed_mask
+
+
 @dataclass(frozen=True)
 class Grid:
     """Segments of packed rows (padding in front).
@@ -64,7 +116,7 @@ class Grid:
                 segments allow) at most `window` tokens local; None compresses every whole segment.
         """
         width = inputs.shape[1]
-        lengths = (width,) * len(inputs) if mask is None else tuple(mask.bool().sum(1).tolist())
+        lengths = tuple(row_lengths(inputs, mask))
         counts = tuple(count_segments(length, segment_length, window) for length in lengths)
         return cls(segment_length, lengths, counts, width)
 
@@ -99,12 +151,7 @@ class Grid:
     def take_local(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         """The tokens behind each row's segments, padding in front, and their mask (None if rows are equally long)."""
         sizes = [n - c * self.segment_length for n, c in zip(self.lengths, self.counts, strict=True)]
-        longest = max(sizes)
-        local = inputs[:, self.width - longest :]
-        if len(set(sizes)) == 1:
-            return local, None
-        sizes_column = torch.tensor(sizes, device=inputs.device)[:, None]
-        return local, (torch.arange(longest, device=inputs.device) >= longest - sizes_column).long()
+        return last_tokens(inputs, sizes)
 
     def block_mask(self, slots_per_segment: int, device: torch.device) -> Tensor | None:
         """Mask of the slots `[B, M]`, M being those of the row with most segments; None if rows have as many."""

@@ -30,7 +30,7 @@ def loop(model, prompt: Tensor, memory, count: int = NEW) -> tuple[Tensor, Tenso
     """As `decode`, greedily, with one whole forward call for every token and no cache."""
     ids, logits = prompt, []
     for _ in range(count):
-        logits.append(model(ids, memory=memory, use_cache=False).logits[:, -1])
+        logits.append(model(ids, memory=memory, use_cache=False, compress=False).logits[:, -1])
         ids = torch.cat([ids, logits[-1].argmax(-1, keepdim=True)], 1)
     return ids[:, prompt.shape[1] :], torch.stack(logits, 1)
 
@@ -38,7 +38,7 @@ def loop(model, prompt: Tensor, memory, count: int = NEW) -> tuple[Tensor, Tenso
 @torch.no_grad()
 def teacher_forced(model, prompt: Tensor, new: Tensor, memory) -> Tensor:
     """Logits `[B, T, V]` from which the tokens `new` `[B, T]` would have been taken, in one forward call."""
-    logits = model(torch.cat([prompt, new], 1), memory=memory, use_cache=False).logits
+    logits = model(torch.cat([prompt, new], 1), memory=memory, use_cache=False, compress=False).logits
     return logits[:, prompt.shape[1] - 1 : -1]
 
 

@@ -50,7 +50,7 @@ def test_a_deep_copy_is_independent(variant, used):
 
 def test_threads_that_use_one_model_at_once_do_not_touch_each_other(variant):
     model = rcc_model(**variant)
-    ids = tokens(2, 40, seed=3)
+    ids = tokens(2, 30, seed=3)
     behind_memory, plain = answer(model), model(ids).logits.detach()
     barrier, interval = threading.Barrier(4), sys.getswitchinterval()
 

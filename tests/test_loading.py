@@ -23,7 +23,7 @@ def bases(tmp_path_factory):
 def test_from_base_computes_what_the_base_does(bases, family):
     plain = AutoModelForCausalLM.from_pretrained(bases(family)).eval()
     model = RCCForCausalLM.from_base(bases(family), **SMALL).eval()
-    ids = tokens(2, 40)
+    ids = tokens(2, 30)
     with torch.no_grad():
         assert torch.equal(model(ids).logits, plain(ids).logits)
         backbone = RCCModel.from_base(bases(family), **SMALL).eval()
@@ -112,7 +112,7 @@ def test_a_sharded_base(bases, tmp_path):
     assert len(list(tmp_path.glob("*.safetensors"))) > 3
     model = RCCForCausalLM.from_base(tmp_path, **SMALL).eval()
     with torch.no_grad():
-        assert torch.equal(model(tokens(2, 40)).logits, plain(tokens(2, 40)).logits)
+        assert torch.equal(model(tokens(2, 30)).logits, plain(tokens(2, 30)).logits)
 
 
 def test_the_compressor_starts_as_a_fresh_one(bases):

@@ -225,8 +225,8 @@ def test_a_folder_without_memory_is_refused(model, place, tmp_path):
 
 def test_a_later_format_is_refused(memory, tmp_path):
     memory.save_pretrained(tmp_path)
-    rewrite(tmp_path, format_version=2)
-    with pytest.raises(ValueError, match="has format 2, this version reads 1"):
+    rewrite(tmp_path, format_version=3)
+    with pytest.raises(ValueError, match="has format 3, this version reads 2"):
         RCCMemory.from_pretrained(tmp_path)
 
 
@@ -249,7 +249,7 @@ def test_another_device_takes_everything_along(model, kind, request):
     assert {tensor.device.type for tensor in moved._tensors().values()} == {"meta"}
     assert moved._tensors().keys() == memory._tensors().keys()
     assert moved.device.type == "meta"
-    assert (moved.row_tokens, memory.device.type) == (memory.row_tokens, "cpu")
+    assert (moved.slot_counts, memory.device.type) == (memory.slot_counts, "cpu")
 
 
 def test_a_converted_memory_serves_a_converted_model(model, memory):

@@ -130,10 +130,10 @@ def test_segments_of_different_ratios_are_told_apart(model):
     assert_same(memory.slice(3), model.compress(ids[:, 48:], ratio=16))
 
 
-def test_segments_of_different_lengths_are_refused(memory):
-    odd = replace(memory, row_tokens=(71, 70))
-    with pytest.raises(ValueError, match="segments of this memory differ in length"):
-        odd.slice(0, 1)
+def test_segments_of_another_length_are_not_appended(model, memory):
+    longer = rcc_model(scheme_options=model.config.scheme_options, segment_length=2 * SEGMENT)
+    with pytest.raises(ValueError, match=r"segments of 16 tokens and config.segment_length is 32 now: set it back"):
+        longer.compress(tokens(2, 64), memory=memory)
 
 
 def test_what_is_not_kept_by_segment_cannot_be_cut(memory):
@@ -211,7 +211,7 @@ def test_only_the_last_may_have_local_tokens(model, memory, ragged):
         RCCMemory.concatenate([memory, memory])
     with pytest.raises(ValueError, match="memory 1 ends in 9 raw local tokens"):
         RCCMemory.concatenate([ragged.slice(0, 0), ragged, ragged])
-    unpadded = replace(memory, local_mask=torch.zeros(2, 6, dtype=torch.long), row_tokens=(64, 64))
+    unpadded = replace(memory, local_mask=torch.zeros(2, 6, dtype=torch.long))
     assert RCCMemory.concatenate([unpadded, memory]).row_tokens == (134, 134)
 
 
