@@ -2,6 +2,7 @@
 """Where the files of a memory are: in a folder, or in a repository on the Hub."""
 
 import os
+import re
 import stat
 import tempfile
 import uuid
@@ -17,23 +18,48 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError
 
 WEIGHTS_NAME = "memory.safetensors"
 CONFIG_NAME = "memory.json"
 
 
-def replace_file(target: Path, write: Callable[[str], object]) -> None:
-    """Have `write` fill a temporary file beside `target`, then put it in its place; on failure the old file stays."""
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+def replace_files(writers: dict[Path, Callable[[str], object]]) -> None:
+    """Have each function fill a temporary file beside its target, then put all in place; on failure the old files stay.
+
+    Raises:
+        OSError: if the system refuses to write, as on a full disk.
+    """
+    temporaries = {target: target.with_name(f".{target.name}.{uuid.uuid4().hex}") for target in writers}
+    try:
+        for target, temporary in temporaries.items():
+            _fill(temporary, target, writers[target])
+        for target, temporary in temporaries.items():
+            os.replace(temporary, target)
+    except BaseException:
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _fill(temporary: Path, target: Path, write: Callable[[str], object]) -> None:
     try:
         temporary.touch()
         usual = stat.S_IMODE(temporary.stat().st_mode)
         write(str(temporary))
         temporary.chmod(usual)  # safetensors hides its files from other users
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except (OSError, SafetensorError) as error:
+        number = getattr(error, "errno", None) or _number_of(error)
+        if number is None:
+            raise
+        reason = f"{os.strerror(number)}; nothing was replaced, what was there before is as it was"
+        raise OSError(number, reason, str(target)) from error
+
+
+def _number_of(error: Exception) -> int | None:
+    """What the system's refusal is numbered, which safetensors has in its text only."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def find_weights(source: str | os.PathLike, **hub) -> Path:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .compressed_files_rcc import CONFIG_NAME, WEIGHTS_NAME, find_weights, replace_file, upload
+from .compressed_files_rcc import CONFIG_NAME, WEIGHTS_NAME, find_weights, replace_files, upload
 from .compressed_int8_rcc import FloatLayers, to_int8
 from .compressed_ops_rcc import (
     concatenate,
@@ -230,13 +230,21 @@ class RCCMemory:
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Write `memory.safetensors` and `memory.json` (the first holds the second's content too, so the pair cannot
-        mix); a file is replaced only once its successor is complete."""
+        mix); files are replaced only once their successors are complete.
+
+        Raises:
+            OSError: if the system refuses to write, as on a full disk; a memory that was there stays.
+        """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(description(self), indent=2)
         tensors = {name: t.detach().to("cpu").contiguous() for name, t in self._tensors().items()}
-        replace_file(folder / WEIGHTS_NAME, lambda path: save_file(tensors, path, metadata={"memory": text}))
-        replace_file(folder / CONFIG_NAME, lambda path: Path(path).write_text(text + "\n"))
+        replace_files(
+            {
+                folder / WEIGHTS_NAME: lambda path: save_file(tensors, path, metadata={"memory": text}),
+                folder / CONFIG_NAME: lambda path: Path(path).write_text(text + "\n"),
+            }
+        )
 
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, token: str | bool | None = None, **kwargs

@@ -47,6 +47,11 @@ class RCCGenerationMixin(GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     ):
+        if generation_config.assistant_early_exit is not None:
+            raise ValueError(
+                "assistant_early_exit does not work with RCC models (their layers are inside the base's backbone, where "
+                "the library does not look for them). Leave it out, or pass an assistant_model"
+            )
         own = {name: model_kwargs.pop(name, default) for name, default in ARGUMENTS.items()}
         memory, compress, rolling = own["memory"], own["compress"] is not False, _rolling(own)
         given = model_kwargs.get("past_key_values")

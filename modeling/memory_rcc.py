@@ -105,7 +105,7 @@ class RCCScheme(MemoryScheme):
         taken: dict[int, Tensor] = {}
 
         def take(index: int, layer: nn.Module, hidden: Tensor) -> None:
-            taken[index] = hidden[:, ratio - 1 :: ratio]
+            taken[index] = hidden[:, ratio - 1 :: ratio].contiguous()  # a view would keep the inputs of all layers
 
         name = "inputs_embeds" if segment.is_floating_point() else "input_ids"
         install_hooks(decoder.layers)
