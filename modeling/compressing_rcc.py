@@ -44,9 +44,7 @@ def compress_context(
         new = append_segments(model, old, inputs, grid, model.config.check_ratio(ratio), on_progress)
     local, local_mask = grid.take_local(inputs)
     # clones: views would keep all the ids of the context as long as the memory lives
-    return replace(
-        new, head_ids=head.clone(), head_mask=head_mask, local_ids=local.clone(), local_mask=local_mask
-    )
+    return replace(new, head_ids=head.clone(), head_mask=head_mask, local_ids=local.clone(), local_mask=local_mask)
 
 
 def _parts(model, inputs: Tensor, mask: Tensor | None, memory: RCCMemory | None, head_length: HeadLength | None):

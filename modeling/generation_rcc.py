@@ -49,8 +49,8 @@ class RCCGenerationMixin(GenerationMixin):
     ):
         if generation_config.assistant_early_exit is not None:
             raise ValueError(
-                "assistant_early_exit does not work with RCC models (their layers are inside the base's backbone, where "
-                "the library does not look for them). Leave it out, or pass an assistant_model"
+                "assistant_early_exit does not work with RCC models (the library does not look for their layers inside "
+                "the base's backbone). Leave it out, or pass an assistant_model"
             )
         own = {name: model_kwargs.pop(name, default) for name, default in ARGUMENTS.items()}
         memory, compress, rolling = own["memory"], own["compress"] is not False, _rolling(own)

@@ -96,7 +96,7 @@ def _decode_rows(model, inputs, mask, memory, ratio, use_cache, **kwargs) -> Bas
     head_length = model.config.head_length if memory is None else 0
     passes = list(steps(front.shape[1], head_length, model.config))
     outputs, cache = decode(model, front, passes, memory, model.config.check_ratio(ratio), use_cache, **kwargs)
-    if use_cache and (cache is None or mask is not None):
+    if use_cache and (cache is None or order is not None):  # the last pass is no prefill of ragged rows
         cache = RCCCache(
             len(model.language_model.layers),
             memory,

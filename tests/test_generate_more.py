@@ -4,7 +4,7 @@
 import pytest
 import torch
 from generating import MODES, NEW, ROUNDED, case, decode, never_ending, padded, teacher_forced
-from tiny import WINDOW, rcc_model, ratio_of_norms, tokens
+from tiny import WINDOW, ratio_of_norms, rcc_model, tokens
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
 
 from rcc_hf.modeling.cache_rcc import RCCCache

@@ -51,7 +51,9 @@ def test_perplexity_of_a_long_text(model, harness):
 def test_generation(model, harness):
     prompts = [tokens(1, n, seed=n) for n in (70, 20)]
     settings = {"until": ["nothing of the kind"], "max_gen_toks": 6, "do_sample": False}
-    requests = [Instance("generate_until", {}, (words(prompt[0]), dict(settings)), i) for i, prompt in enumerate(prompts)]
+    requests = [
+        Instance("generate_until", {}, (words(prompt[0]), dict(settings)), i) for i, prompt in enumerate(prompts)
+    ]
     for found, prompt in zip(harness.generate_until(requests, disable_tqdm=True), prompts, strict=True):
         new = model.generate(prompt, max_new_tokens=6, do_sample=False)[0, prompt.shape[1] :]
         assert found.split() == tokenizer().decode(new, skip_special_tokens=True).split()

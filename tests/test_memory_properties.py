@@ -7,7 +7,7 @@ of a memory follows from these alone, by compressing single segments.
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import pytest
@@ -38,10 +38,11 @@ def one_thread():
 
 @dataclass(frozen=True)
 class Row:
-    """The source of one row: what is behind its `len(ratios)` segments is local."""
+    """The source of one row: its head, and tokens, of which those behind its `len(ratios)` segments are local."""
 
     tokens: tuple[int, ...] = ()
     ratios: tuple[int, ...] = ()
+    head: tuple[int, ...] = ()
 
     @property
     def local(self) -> tuple[int, ...]:
@@ -49,13 +50,14 @@ class Row:
 
     def append(self, tokens: tuple[int, ...], ratio: int) -> "Row":
         whole = (len(self.tokens) + len(tokens)) // SEGMENT
-        return Row(self.tokens + tokens, self.ratios + (ratio,) * (whole - len(self.ratios)))
+        return Row(self.tokens + tokens, self.ratios + (ratio,) * (whole - len(self.ratios)), self.head)
 
     def cut(self, start: int, stop: int | None) -> "Row":
         count = len(self.ratios)
         first = max(0, count + start) if start < 0 else start
         last = count + 1 if stop is None else max(0, count + stop) if stop < 0 else stop
-        return Row(self.tokens[first * SEGMENT : max(first, last) * SEGMENT], self.ratios[first : max(first, last)])
+        kept = self.tokens[first * SEGMENT : max(first, last) * SEGMENT]
+        return Row(kept, self.ratios[first : max(first, last)], self.head if first == 0 else ())
 
 
 @cache
@@ -81,13 +83,15 @@ def slots_of(wiring: str, segment: tuple[int, ...], ratio: int) -> tuple[tuple[t
 
 def check(wiring: str, memory: RCCMemory, rows: tuple[Row, ...]) -> None:
     """Every real slot and local token of every row is there, in order, and nothing else is."""
-    assert memory.row_tokens == tuple(len(row.tokens) for row in rows)
+    assert memory.row_tokens == tuple(len(row.head + row.tokens) for row in rows)
     width = sum(memory.slot_counts)
     mask = torch.ones(len(rows), width) if memory.mask is None else memory.mask
     local_mask = torch.ones(memory.local_ids.shape) if memory.local_mask is None else memory.local_mask
     assert mask.shape == (len(rows), width)
+    head_mask = torch.ones(memory.head_ids.shape) if memory.head_mask is None else memory.head_mask
     for i, row in enumerate(rows):
         assert memory.local_ids[i, local_mask[i].bool()].tolist() == list(row.local)
+        assert memory.head_ids[i, head_mask[i].bool()].tolist() == list(row.head)
         blocks = [int(block.sum()) for block in mask[i].split(memory.slot_counts)]
         assert [n for n in blocks if n] == [SEGMENT // ratio for ratio in row.ratios]
         segments = [
@@ -110,6 +114,8 @@ def check_layout(memory: RCCMemory, rows: tuple[Row, ...]) -> None:
     assert (memory.mask is None) == all(tuple(row) == memory.slot_counts for row in sizes)
     assert memory.num_local == max(len(row.local) for row in rows)
     assert (memory.local_mask is None) == (len({len(row.local) for row in rows}) == 1)
+    assert memory.num_head == max(len(row.head) for row in rows)
+    assert (memory.head_mask is None) == (len({len(row.head) for row in rows}) == 1)
 
 
 class Program:
@@ -142,13 +148,19 @@ class Program:
 
     def grow(self, memory: RCCMemory | None, rows: tuple[Row, ...]) -> None:
         text, ratio = self.text(len(rows)), self.draw(st.sampled_from(RATIOS))
-        new = tuple(row.append(part, ratio) for row, part in zip(rows, text, strict=True))
+        head = self.number(0, 3) if memory is None else 0
+
+        def grown_row(row: Row, part: tuple[int, ...]) -> Row:
+            return replace(row.append(part[head:], ratio), head=row.head + part[:head])
+
+        new = tuple(grown_row(row, part) for row, part in zip(rows, text, strict=True))
         if memory is None and not any(row.ratios for row in new):
-            text[0] = tuple(range(3, 3 + SEGMENT))
-            new = (Row().append(text[0], ratio), *new[1:])
+            text[0] = tuple(range(3, 3 + SEGMENT + head))
+            new = (grown_row(Row(), text[0]), *new[1:])
         assume(max(len(row.ratios) for row in new) <= MAX_SEGMENTS)
         ids, mask = pad([torch.tensor(part, dtype=torch.long) for part in text], self.draw(st.sampled_from(SIDES)))
-        grown = model_of(self.wiring).compress(ids, mask, memory=memory, ratio=ratio)
+        head_length = head if memory is None else None
+        grown = model_of(self.wiring).compress(ids, mask, memory=memory, ratio=ratio, head_length=head_length)
         self.put(grown, new, dense=memory is None)
 
     def compress(self) -> None:
@@ -164,12 +176,14 @@ class Program:
 
     def concatenate(self) -> None:
         first, second = self.pick(), self.pick()
-        if len(first[1]) != len(second[1]) or any(row.local for row in first[1]):
-            with pytest.raises(ValueError, match=r"rows and the last one|raw local tokens"):
+        uneven = len(first[1]) != len(second[1])
+        if uneven or any(row.local for row in first[1]) or any(row.head for row in second[1]):
+            with pytest.raises(ValueError, match=r"rows and the last one|raw local tokens|raw tokens \(its head\)"):
                 RCCMemory.concatenate([first[0], second[0]])
+            second = (first[0].slice(1, -1), tuple(row.cut(1, -1) for row in first[1]))
             first = (first[0].slice(0, -1), tuple(row.cut(0, -1) for row in first[1]))
-            second = first
-        rows = tuple(Row(a.tokens + b.tokens, a.ratios + b.ratios) for a, b in zip(first[1], second[1], strict=True))
+        pairs = zip(first[1], second[1], strict=True)
+        rows = tuple(Row(a.tokens + b.tokens, a.ratios + b.ratios, a.head) for a, b in pairs)
         assume(max(len(row.ratios) for row in rows) <= MAX_SEGMENTS)
         self.put(RCCMemory.concatenate([first[0], second[0]]), rows)
 

@@ -7,6 +7,7 @@ from generating import EXACT, decode, never_ending, padded
 from tiny import RATIO, SEGMENT, VARIANTS, WINDOW, pad, ratio_of_norms, rcc_model, tokens
 
 from rcc_hf import RCCMemory
+from rcc_hf.modeling.cache_rcc import RCCCache
 from rcc_hf.modeling.rolling_rcc import Rolling
 
 LONG = 60  # new tokens: several times past the window of 32
@@ -96,6 +97,19 @@ def test_beams(model, with_memory):
     assert len({tuple(row) for row in new.tolist()}) == 6
 
 
+@torch.no_grad()
+def test_rows_move_with_their_slots(model):
+    """As beams do: each takes its slots and raw tokens along, and rolls on with them."""
+    ids, order = tokens(2, 120), torch.tensor([1, 0])
+    cache = RCCCache(3, rolling=Rolling(), compress_prompt=True)
+    model(ids[:, :50], past_key_values=cache)
+    cache.reorder_cache(order)
+    for step in range(50, 119):
+        model(ids[order, step : step + 1], past_key_values=cache)
+    logits = model(ids[order, 119:], past_key_values=cache).logits
+    assert ratio_of_norms(logits, model(ids[order]).logits[:, -1:]) <= EXACT
+
+
 def test_embeddings(model):
     prompt = tokens(1, 40)
     embeds = model.get_input_embeddings()(prompt).detach()
@@ -137,6 +151,14 @@ def test_dropping_forgets_the_oldest(model):
     assert bounded.slot_counts == (4, 4)
     assert all(ratio_of_norms(a, b) <= EXACT for a, b in zip(slots_of(bounded), slots_of(expected), strict=True))
     assert Rolling(max_slots=16, when_full="drop").bound(memory) is memory
+
+
+def test_dropping_goes_by_the_slots_of_each_segment(model):
+    ids = tokens(1, 64)
+    memory = model.compress(ids[:, 32:], memory=model.compress(ids[:, :32], ratio=2), ratio=16)
+    assert memory.slot_counts == (8, 8, 1, 1)
+    assert Rolling(max_slots=12, when_full="drop").bound(memory).slot_counts == (8, 1, 1)
+    assert Rolling(max_slots=13, when_full="recompress").bound(memory).slot_counts == (4, 4, 1, 1)
 
 
 def test_recompressing_is_compressing_at_a_higher_ratio(model):

@@ -8,6 +8,7 @@ from tiny import RATIO, SEGMENT, VARIANTS, WINDOW, pad, ratio_of_norms, rcc_mode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rcc_hf.modeling.fingerprint_rcc import is_trained_part
+from rcc_hf.modeling.passes_rcc import running_pass
 
 LENGTHS = (75, 9, 48, WINDOW + 1)
 
@@ -162,8 +163,15 @@ def test_behind_a_ragged_memory(model):
 def test_the_cache_goes_on_where_the_text_ends(model, lengths, with_memory):
     rows = [tokens(1, n, seed=n)[0] for n in lengths]
     ids, mask = pad(rows)
+    encoded = []
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda _, __, kwargs: encoded.append(running_pass().adapter if running_pass() else None), with_kwargs=True
+    )
     memory = model.compress(tokens(len(rows), 38, seed=9)) if with_memory else None
+    encoded.clear()
     cache = model(ids, attention_mask=mask, memory=memory, compress=True).past_key_values
+    hook.remove()
+    assert encoded.count("write") == len(lengths)  # equally long rows are not compressed twice
     assert cache.get_seq_length() == 75
     new = tokens(len(rows), 3, seed=4)
     more = torch.cat([mask, torch.ones_like(new)], 1)
