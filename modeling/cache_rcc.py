@@ -8,9 +8,10 @@ masks are built from it. `Cache.get_seq_length` is the first, `Cache.get_query_o
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from .compressed_rcc import RCCMemory
+from .positions_rcc import check_positions, local_positions
 from .segments_rcc import join_masks
 
 
@@ -46,6 +47,7 @@ class RCCCache(Cache):
         mask: `[B, physical]`, 0 at padding; None if every entry is real.
         started: whether the cache has been filled.
         num_slots: slots in front, padding included; 0 until started.
+        has_slots: whether there are any.
         position_shift: by how much local positions are below the entries in front of them, `[B, 1]` or one number.
     """
 
@@ -58,18 +60,26 @@ class RCCCache(Cache):
         ratio: int | None = None,
         read_only: bool = False,
     ):
-        layer_class = ReadOnlyLayer if read_only else DynamicLayer
-        super().__init__(layers=[layer_class() for _ in range(num_layers)])
+        self.read_only = read_only
+        super().__init__(layers=[self._new_layer() for _ in range(num_layers)])
         self.memory = memory
         self.compress_prompt = compress_prompt
         self.ratio = ratio
-        self.read_only = read_only
         self.mask: Tensor | None = None
         self.started = False
         self.num_slots = 0
+        self.has_slots = False
         self.position_shift: Tensor | int = 0
         self._offset = 0  # logical minus physical length
         self._protected = 0  # entries that belong to the memory
+
+    def _new_layer(self) -> CacheLayerMixin:
+        return ReadOnlyLayer() if self.read_only else DynamicLayer()
+
+    @staticmethod
+    def _put_slots(layer: CacheLayerMixin, keys: Tensor, values: Tensor) -> None:
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
 
     def start(
         self,
@@ -91,10 +101,10 @@ class RCCCache(Cache):
             input_length: tokens of the prompt, by which `generate` counts.
         """
         for layer, (keys, values) in zip(self.layers, slots, strict=bool(slots)):
-            layer.lazy_initialization(keys, values)
-            layer.keys, layer.values = keys, values
+            self._put_slots(layer, keys, values)
         self.mask, self.position_shift, self.memory, self.started = mask, shift, None, True
         self.num_slots = self.physical_length
+        self.has_slots = self.num_slots > 0
         self._offset = input_length - local_length - self.num_slots
         self._protected = self.num_slots + max(0, local_length - input_length)
 
@@ -103,11 +113,22 @@ class RCCCache(Cache):
         """Entries of the cache, slots and raw tokens."""
         return self.layers[0].get_seq_length()
 
-    def extend_mask(self, new: Tensor | None, batch_size: int, query_length: int) -> Tensor | None:
+    def extend_mask(self, new: Tensor | None, batch_size: int, query_length: int, device) -> Tensor | None:
         """The mask `[B, physical + query_length]` for the next tokens, whose own mask is `new` `[B, query_length]`."""
-        device = None if self.mask is None else self.mask.device
-        device = device if new is None else new.device
         return join_masks(self.mask, self.physical_length, new, query_length, batch_size, device)
+
+    def next_positions(self, mask: Tensor | None, query_length: int, device) -> Tensor:
+        """Positions `[B or 1, query_length]` of the next tokens, from the mask that `extend_mask` gave."""
+        return local_positions(mask, self.physical_length, query_length, self.position_shift, device)
+
+    def check_room(self, config, position_ids: Tensor) -> None:
+        """Refuse next tokens at `position_ids` `[B, query_length]` that the base has no positions for."""
+        if self.has_slots:
+            check_positions(config, self.physical_length + position_ids.shape[1], position_ids)
+
+    def rows_with_slots(self) -> Tensor | None:
+        """Which rows have slots, `[B, 1, 1]`; None if all have."""
+        return None if self.mask is None else self.mask[:, : self.num_slots].any(1)[:, None, None]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """The logical length: tokens of `generate`'s input that are in the cache."""
@@ -136,7 +157,10 @@ class RCCCache(Cache):
             )
         if tokens_to_remove < 0:
             super().crop(tokens_to_remove)
-            self.mask = None if self.mask is None else self.mask[:, :tokens_to_remove]
+            self._crop_mask(tokens_to_remove)
+
+    def _crop_mask(self, tokens_to_remove: int) -> None:
+        self.mask = None if self.mask is None else self.mask[:, :tokens_to_remove]
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)

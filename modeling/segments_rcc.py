@@ -74,6 +74,11 @@ class Grid:
         return sum(self.counts)
 
     @property
+    def local_lengths(self) -> tuple[int, ...]:
+        """Tokens of each row behind its segments."""
+        return tuple(n - c * self.segment_length for n, c in zip(self.lengths, self.counts, strict=True))
+
+    @property
     def is_ragged(self) -> bool:
         """Whether rows have different numbers of segments."""
         return len(set(self.counts)) > 1
@@ -98,8 +103,7 @@ class Grid:
 
     def take_local(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         """The tokens behind each row's segments, padding in front, and their mask (None if rows are equally long)."""
-        sizes = [n - c * self.segment_length for n, c in zip(self.lengths, self.counts, strict=True)]
-        longest = max(sizes)
+        sizes, longest = self.local_lengths, max(self.local_lengths)
         local = inputs[:, self.width - longest :]
         if len(set(sizes)) == 1:
             return local, None
