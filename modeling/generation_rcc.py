@@ -143,8 +143,8 @@ def _check_modes(generation_config, given, model, what: str) -> None:
         problem = "use_cache=False"
     elif implementation not in usable:
         problem = f"cache_implementation={implementation!r}"
-    elif implementation == "static" and "flash" in (attention or ""):
-        problem = f"cache_implementation='static' on top of attn_implementation={attention!r} ('sdpa' works)"
+    elif implementation == "static" and attention not in ("eager", "sdpa"):  # others take masks of other kinds
+        problem = f"cache_implementation='static' on attn_implementation={attention!r} ('sdpa' and 'eager' work)"
     elif generation_config.prefill_chunk_size is not None:
         problem = f"prefill_chunk_size={generation_config.prefill_chunk_size}"
     if problem:
