@@ -182,14 +182,16 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_caches_go_on_as_the_dynamic_one(model, change):
     arguments = ragged(model, "memory")
-    logits = []
+    logits, masks = [], []
     for settings in ({**STATIC, "max_cache_len": 120}, {}):
         cache = whole(model, **arguments, **settings).past_key_values
         getattr(cache, change)(*CHANGES[change])
+        masks.append(torch.nn.functional.pad(cache.mask.long(), (0, 120 - cache.mask.shape[1])))
         rows = {"batch_select_indices": 2, "batch_repeat_interleave": 6}.get(change, 3)
         with torch.no_grad():
             logits.append([model(tokens(rows, n, seed=n), past_key_values=cache).logits for n in (5, 1)])
     assert all(ratio_of_norms(a, b) <= EXACT for a, b in zip(*logits, strict=True))
+    assert torch.equal(*masks)
 
 
 def test_positions_that_are_fitted(model):
@@ -219,8 +221,8 @@ def test_too_long_is_refused(model):
     with pytest.raises(ValueError, match=f"room for {room} .*but {room + 1} .*max_cache_len={room + 1}"):
         model.generate(first.sequences, past_key_values=cache, **GREEDY | {"max_new_tokens": count + 1})
     assert (cache.physical_length, cache.max_length) == (used, room)  # and nothing has been written
-    small = RCCStaticCache(3, 20, arguments["memory"])
-    with pytest.raises(ValueError, match=r"room for 20 entries.*but 25 are needed"):
+    small = RCCStaticCache(3, 10, arguments["memory"])
+    with pytest.raises(ValueError, match=r"room for 10 entries.*but 25 are needed"):
         model(arguments["input_ids"], past_key_values=small)
     small = RCCStaticCache(3, 26, arguments["memory"])
     with torch.no_grad():

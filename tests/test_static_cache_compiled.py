@@ -45,6 +45,20 @@ def test_one_graph_for_all_steps_and_calls(model, counters):
             assert graphs(counters) == 1
 
 
+def test_a_step_looks_at_no_value(model, counters):
+    """It would wait for the device, and could not become a CUDA graph."""
+    operations = set()
+
+    def backend(graph, inputs):
+        operations.update(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    arguments, _ = case(model, "memory")
+    decode(model, **arguments, **compiled(backend))
+    assert "index_copy_" in operations
+    assert not operations & {"item", "tolist"}
+
+
 def test_without_a_given_length_a_longer_call_compiles_once_more(counters):
     model = never_ending(rcc_model())
     expected = {14: 1, 5: 1, 20: 2, 26: 2, 40: 2}  # new tokens, and how many graphs there are after that call
