@@ -8,9 +8,10 @@ masks are built from it. `Cache.get_seq_length` is the first, `Cache.get_query_o
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from .compressed_rcc import RCCMemory, without_raw
+from .positions_rcc import check_positions, local_positions
 from .rolling_rcc import Rolling
 from .segments_rcc import HeadLength, join_masks
 
@@ -59,6 +60,7 @@ class RCCCache(Cache):
         former_length: tokens of `generate`'s input that came before the first use.
         num_head: raw tokens in front of the slots, padding included; 0 until started.
         num_slots: slots behind them, padding included; 0 until started.
+        has_slots: whether there are any.
         position_shift: by how much local positions are below the entries in front of them, `[B, 1]` or one number.
     """
 
@@ -74,8 +76,8 @@ class RCCCache(Cache):
         head_length: HeadLength = 0,
         read_only: bool = False,
     ):
-        layer_class = ReadOnlyLayer if read_only else DynamicLayer
-        super().__init__(layers=[layer_class() for _ in range(num_layers)])
+        self.read_only = read_only
+        super().__init__(layers=[self._new_layer() for _ in range(num_layers)])
         self.memory = None if memory is None else without_raw(memory)
         self.head = None if memory is None else memory.head_ids
         self.head_mask = None if memory is None else memory.head_mask
@@ -86,13 +88,21 @@ class RCCCache(Cache):
         self.former_length = former_length
         self.ratio = ratio
         self.head_length = head_length
-        self.read_only = read_only
         self.mask: Tensor | None = None
         self.started = False
         self.num_head = self.num_slots = 0
+        self.has_slots = False
         self.position_shift: Tensor | int = 0
         self._offset = 0  # logical minus physical length
         self._protected = 0  # entries that belong to the memory
+
+    def _new_layer(self) -> CacheLayerMixin:
+        return ReadOnlyLayer() if self.read_only else DynamicLayer()
+
+    @staticmethod
+    def _put_entries(layer: CacheLayerMixin, keys: Tensor, values: Tensor) -> None:
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
 
     def start(
         self,
@@ -116,14 +126,14 @@ class RCCCache(Cache):
             input_length: tokens of the prompt, by which `generate` counts.
         """
         for layer, (keys, values) in zip(self.layers, entries, strict=bool(entries)):
-            layer.lazy_initialization(keys, values)
-            layer.keys, layer.values = keys, values
+            self._put_entries(layer, keys, values)
         self.mask, self.position_shift, self.started = mask, shift, True
         self.local = self.local_mask = None
         if self.rolling is None:
             self.memory = self.head = self.head_mask = None
         in_front = self.physical_length
         self.num_head, self.num_slots = num_head, in_front - num_head
+        self.has_slots = self.num_slots > 0
         self._offset = self.former_length + input_length - local_length - in_front
         self._protected = in_front + max(0, local_length - input_length - self.former_length)
 
@@ -132,8 +142,8 @@ class RCCCache(Cache):
         if self.mask is not None:
             self.local_mask = self.mask[:, self.num_head + self.num_slots :]
         self.former_length = self.get_seq_length()
-        self.layers = [type(layer)() for layer in self.layers]
-        self.mask, self.started, self.num_head, self.num_slots = None, False, 0, 0
+        self.layers = [self._new_layer() for _ in self.layers]
+        self.mask, self.started, self.has_slots, self.num_head, self.num_slots = None, False, False, 0, 0
 
     @property
     def num_local(self) -> int:
@@ -145,11 +155,24 @@ class RCCCache(Cache):
         """Entries of the cache: head, slots and local tokens."""
         return self.layers[0].get_seq_length()
 
-    def extend_mask(self, new: Tensor | None, batch_size: int, query_length: int) -> Tensor | None:
+    def extend_mask(self, new: Tensor | None, batch_size: int, query_length: int, device) -> Tensor | None:
         """The mask `[B, physical + query_length]` for the next tokens, whose own mask is `new` `[B, query_length]`."""
-        device = None if self.mask is None else self.mask.device
-        device = device if new is None else new.device
         return join_masks(self.mask, self.physical_length, new, query_length, batch_size, device)
+
+    def next_positions(self, mask: Tensor | None, query_length: int, device) -> Tensor:
+        """Positions `[B or 1, query_length]` of the next tokens, from the mask that `extend_mask` gave."""
+        return local_positions(mask, self.physical_length, query_length, self.position_shift, device)
+
+    def check_room(self, config, position_ids: Tensor) -> None:
+        """Refuse next tokens at `position_ids` `[B, query_length]` that the base has no positions for."""
+        if self.has_slots:
+            check_positions(config, self.physical_length + position_ids.shape[1], position_ids)
+
+    def rows_with_slots(self) -> Tensor | None:
+        """Which rows have slots, `[B, 1, 1]`; None if all have."""
+        if self.mask is None:
+            return None
+        return self.mask[:, self.num_head : self.num_head + self.num_slots].any(1)[:, None, None]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """The logical length: tokens of `generate`'s input that are in the cache."""
@@ -179,7 +202,10 @@ class RCCCache(Cache):
         if tokens_to_remove < 0:
             super().crop(tokens_to_remove)
             self.local = None if self.local is None else self.local[:, :tokens_to_remove]
-            self.mask = None if self.mask is None else self.mask[:, :tokens_to_remove]
+            self._crop_mask(tokens_to_remove)
+
+    def _crop_mask(self, tokens_to_remove: int) -> None:
+        self.mask = None if self.mask is None else self.mask[:, :tokens_to_remove]
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)

@@ -11,7 +11,7 @@ from .checking_rcc import slot_dtype
 from .compressed_rcc import RCCMemory
 from .compressing_rcc import append_segments
 from .passes_rcc import Pass, enter_pass, install_hooks
-from .positions_rcc import check_positions, local_positions, slot_positions
+from .positions_rcc import local_positions, slot_positions
 from .segments_rcc import Grid, join, join_masks, pack_left, split_head
 
 
@@ -32,11 +32,9 @@ def decode_with_cache(model, cache: RCCCache, inputs: Tensor, attention_mask: Te
     if not cache.started:
         inputs, mask = _start(model, cache, inputs, mask)
     query_length = inputs.shape[1]
-    offset = cache.physical_length
-    mask = cache.extend_mask(mask, len(inputs), query_length)
-    position_ids = local_positions(mask, offset, query_length, cache.position_shift, inputs.device)
-    if cache.num_slots:
-        check_positions(model.config, offset + query_length, position_ids)
+    mask = cache.extend_mask(mask, len(inputs), query_length, inputs.device)
+    position_ids = cache.next_positions(mask, query_length, inputs.device)
+    cache.check_room(model.config, position_ids)
     with enter_pass(_reading(model, cache)):
         outputs = model.language_model(
             attention_mask=mask,
@@ -136,13 +134,10 @@ def _decode_head(model, head: Tensor, mask: Tensor | None, rows: Tensor | None) 
 
 def _reading(model, cache: RCCCache) -> Pass | None:
     """The pass for tokens behind the cache: read adapters on in rows that have memory."""
-    if cache.num_slots == 0:
+    if not cache.has_slots:
         return None
     install_hooks(model.language_model.layers)
-    if cache.mask is None:
-        return Pass("read")
-    first = cache.num_head
-    return Pass("read", rows=cache.mask[:, first : first + cache.num_slots].any(1)[:, None, None])
+    return Pass("read", rows=cache.rows_with_slots())
 
 
 def last_columns(mask: Tensor | None, length: int) -> Tensor | None:

@@ -5,14 +5,16 @@ import torch
 from torch import nn
 from transformers import GenerationMixin
 from transformers.generation import GenerationMode
+from transformers.masking_utils import create_masks_for_generate
 from transformers.utils import logging
 
 from .cache_rcc import RCCCache
+from .cache_static_rcc import RCCStaticCache
 from .checking_rcc import check_memory
 from .configuration_rcc import RCCConfig
-from .positions_rcc import check_positions
+from .planning_rcc import Plan
 from .rolling_rcc import Rolling
-from .segments_rcc import HeadLength, count_segments
+from .segments_rcc import HeadLength
 
 logger = logging.get_logger(__name__)
 
@@ -61,12 +63,20 @@ class RCCGenerationMixin(GenerationMixin):
             unused = [name for name in ("ratio", "head_length", "rolling") if own[name] not in (None, False)]
             if unused:
                 logger.warning_once(f"{', '.join(unused)}: no effect on a call of generate() that compresses nothing")
+            if isinstance(given, RCCStaticCache):
+                new_tokens = generation_config.max_new_tokens or max_cache_length + 1 - prompt_length
+                given.check_continuation(self.config, prompt_length - given.get_seq_length() + new_tokens - 1)
             if generation_config.use_cache is False:  # each step is a call over the whole text, which outgrows a window
                 model_kwargs["compress"] = False
             return super()._prepare_cache_for_generation(
                 generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
             )
-        _check_modes(generation_config, given, self.generation_config, why)
+        _check_modes(generation_config, given, self, why)
+        if rolling is not None and generation_config.cache_implementation == "static":
+            raise ValueError(
+                "rolling=True and cache_implementation='static' exclude each other: a rolling cache is filled anew "
+                "again and again. Leave one of them out"
+            )
         if rolling is not None and generation_mode == GenerationMode.ASSISTED_GENERATION:
             raise ValueError(
                 "rolling=True and assisted generation (or prompt lookup) exclude each other: rejected tokens could not "
@@ -80,16 +90,35 @@ class RCCGenerationMixin(GenerationMixin):
         ratio = self.config.check_ratio(own["ratio"])
         if rolling is not None:
             rolling.check(self.model.scheme, self.config.segment_length // ratio)
-        self._check_room(memory, head_length, prompt_length, max_cache_length + 1 - prompt_length, ratio, rolling)
-        model_kwargs["past_key_values"] = RCCCache(
-            self.config.text_config.num_hidden_layers,
+        new_tokens = max_cache_length + 1 - prompt_length
+        plan = Plan.of(
+            self.config,
             memory,
-            compress_prompt=compress,
-            rolling=rolling,
-            ratio=ratio,
+            model_kwargs.get("attention_mask"),
+            prompt_length,
             head_length=head_length,
+            ratio=ratio,
+            compress=compress,
+            # of what is generated, the last token is not decoded any more
+            later=0 if rolling is None else new_tokens - 1,
         )
+        plan.check(self.config, new_tokens if rolling is None else 1, rolling, ratio)
+        settings = {"compress_prompt": compress, "ratio": ratio, "head_length": head_length}
+        if generation_config.cache_implementation == "static":
+            model_kwargs["past_key_values"] = self._static_cache(
+                generation_config, memory, plan.num_entries + new_tokens - 1, settings
+            )
+        else:
+            num_layers = self.config.text_config.num_hidden_layers
+            model_kwargs["past_key_values"] = RCCCache(num_layers, memory, rolling=rolling, **settings)
         return None
+
+    def _static_cache(self, generation_config, memory, num_entries: int, settings: dict) -> RCCStaticCache:
+        # as the library does for its own: no shorter than the last one, for which a step may have been compiled
+        former = getattr(self, "_previous_max_cache_length", 0)
+        length = max(num_entries, generation_config.max_cache_len or 0, former)
+        self._previous_max_cache_length = length
+        return RCCStaticCache(self.config.text_config.num_hidden_layers, length, memory, **settings)
 
     def _reason(self, memory, prompt_length: int, own: dict, rolling, mask) -> str | None:
         """Why a call needs a cache of ours; None if the base's own path will do."""
@@ -117,33 +146,20 @@ class RCCGenerationMixin(GenerationMixin):
             return self.config.head_length if given is None else given
         return torch.as_tensor(given).repeat_interleave(copies)
 
-    def _check_room(self, memory, head_length, prompt_length: int, new_tokens: int, ratio: int, rolling) -> None:
-        """Refuse before the first step what would run out of positions, or of slots, in the midst of generation."""
-        config, slots, head = self.config, 0, 0
-        if memory is None:
-            head = min(prompt_length, int(torch.as_tensor(head_length).max()))
-            prompt_length -= head
-        else:
-            slots, head, prompt_length = memory.num_slots, memory.num_head, prompt_length + memory.num_local
-        # the last new token is not decoded any more
-        read = prompt_length + (new_tokens - 1 if rolling is not None else 0)
-        segments = count_segments(read, config.segment_length, config.window)
-        slots += segments * (config.segment_length // ratio)
-        local = prompt_length + new_tokens - segments * config.segment_length
-        if rolling is not None and rolling.max_slots is not None:
-            if rolling.when_full == "error" and slots > rolling.max_slots:
-                raise ValueError(
-                    f"memory, prompt and {new_tokens} new tokens come to {slots} slots, and max_slots is "
-                    f"{rolling.max_slots}. Allow more, use a higher ratio, or choose when_full='drop' or 'recompress'"
-                )
-            slots = min(slots, rolling.max_slots)
-        if config.fit_positions and config.slot_positions is not None:
-            slots = min(slots, config.slot_positions)
-        check_positions(config, head + slots + local, ratio=ratio)
-
     def _validate_model_kwargs(self, model_kwargs):
         """As the library, which looks for our arguments among those of `forward`."""
         super()._validate_model_kwargs({name: v for name, v in model_kwargs.items() if name not in ARGUMENTS})
+
+    @staticmethod
+    def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, **kwargs):
+        """What a static cache is given as mask: for ours the columns of the next tokens, since it makes the rest."""
+        if not isinstance(past_key_values, RCCCache):
+            return create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, **kwargs)
+        if attention_mask is None or kwargs.get("is_first_iteration"):
+            return attention_mask
+        query_length = inputs_embeds.shape[1]
+        # the mask grows with each token; one token that generate() made is real, and a step then has no mask to grow
+        return None if query_length == 1 else attention_mask[:, -query_length:].contiguous()
 
     def init_continuous_batching(self, *args, **kwargs):
         """Not supported: it packs requests into one row, in which memories would mix.
@@ -179,16 +195,19 @@ def _is_used(cache) -> bool:
     return cache is not None and cache.get_seq_length() > 0
 
 
-def _check_modes(generation_config, given, defaults, what: str) -> None:
+def _check_modes(generation_config, given, model, what: str) -> None:
+    implementation, attention = generation_config.cache_implementation, model.config.text_config._attn_implementation
     # what the base's generation_config.json names is no wish of the caller: Gemma 2 has a cache_implementation there
-    usable = (None, "dynamic", "dynamic_full", defaults.cache_implementation)
+    usable = (None, "dynamic", "dynamic_full", "static", model.generation_config.cache_implementation)
     problem = None
     if given is not None:
         problem = f"past_key_values (a {type(given).__name__}, which cannot hold memory)"
     elif generation_config.use_cache is False:
         problem = "use_cache=False"
-    elif generation_config.cache_implementation not in usable:
-        problem = f"cache_implementation={generation_config.cache_implementation!r}"
+    elif implementation not in usable:
+        problem = f"cache_implementation={implementation!r}"
+    elif implementation == "static" and attention not in ("eager", "sdpa"):  # others take masks of other kinds
+        problem = f"cache_implementation='static' on attn_implementation={attention!r} ('sdpa' and 'eager' work)"
     elif generation_config.prefill_chunk_size is not None:
         problem = f"prefill_chunk_size={generation_config.prefill_chunk_size}"
     if problem:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 _RUNNING = threading.local()
@@ -93,13 +94,15 @@ class AdapterHook:
 
 def install_hooks(layers: nn.ModuleList) -> None:
     """Put the hooks on decoder layers that carry `layer.rcc`, where they are not there yet."""
+    if torch.compiler.is_compiling() and all(_is_tapped(layer) for layer in layers):
+        return  # a lock cannot be traced; the eager call before, the prefill, has put them there
     with _INSTALLING:  # two threads may begin at once
         _install(layers)
 
 
 def _install(layers: nn.ModuleList) -> None:
     for index, layer in enumerate(layers):
-        if not any(isinstance(hook, LayerInputHook) for hook in layer._forward_pre_hooks.values()):
+        if not _is_tapped(layer):
             layer.register_forward_pre_hook(LayerInputHook(index), with_kwargs=True)
         keys = {*layer.rcc.write, *layer.rcc.read}
         for name, module in layer.named_modules():
@@ -109,6 +112,10 @@ def _install(layers: nn.ModuleList) -> None:
                 continue
             if not any(isinstance(hook, AdapterHook) for hook in module._forward_hooks.values()):
                 module.register_forward_hook(AdapterHook(layer, key))
+
+
+def _is_tapped(layer: nn.Module) -> bool:
+    return any(isinstance(hook, LayerInputHook) for hook in layer._forward_pre_hooks.values())
 
 
 def adapter_key(name: str) -> str:

@@ -198,7 +198,7 @@ def test_the_mask_grows_with_the_tokens(old, new, expected):
     cache = RCCCache(1)
     slot_mask = None if old is None else torch.tensor(old)
     cache.start([(rows(2, 0), rows(2, 1))], slot_mask, 0, local_length=3, input_length=3)
-    mask = cache.extend_mask(None if new is None else torch.tensor(new), batch_size=BATCH, query_length=3)
+    mask = cache.extend_mask(None if new is None else torch.tensor(new), batch_size=BATCH, query_length=3, device="cpu")
     assert (mask is None) if expected is None else mask.tolist() == expected
     assert (cache.mask is None) if old is None else cache.mask.tolist() == old
 

@@ -163,7 +163,6 @@ def fresh_static_cache(model):
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"cache_implementation": "static"}, "cache_implementation='static'"),
         ({"cache_implementation": "quantized"}, "cache_implementation='quantized'"),
         ({"cache_implementation": "offloaded"}, "cache_implementation='offloaded'"),
         ({"use_cache": False}, "use_cache=False"),

@@ -123,6 +123,18 @@ def test_generate_takes_it_from_the_call_or_the_configuration(model):
         model.generate(prompt, memory=memory, head_length=2, max_new_tokens=2)
 
 
+@pytest.mark.parametrize("head_length", [HEAD, [0, 9, 5]], ids=str)
+def test_in_a_static_cache(model, head_length):
+    ids, mask = pad([tokens(1, n, seed=n)[0] for n in (90, 20, 55)])
+    arguments = {"attention_mask": mask, "head_length": head_length}
+    static = decode(model, ids, **arguments, cache_implementation="static", disable_compile=True)
+    assert_decoded(static, decode(model, ids, **arguments))
+    memory = model.compress(ids, mask, head_length=head_length)
+    prompt = tokens(3, 7)
+    static = decode(model, prompt, memory=memory, cache_implementation="static", disable_compile=True)
+    assert_decoded(static, decode(model, prompt, memory=memory))
+
+
 def test_training_pass_equals_memory_path(model):
     context, prompt = tokens(2, 70), tokens(2, 6, seed=1)
     model.config.head_length = HEAD

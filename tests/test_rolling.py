@@ -224,6 +224,7 @@ def test_a_budget_that_will_be_exceeded_is_refused_before_the_first_step(model):
         ({"rolling": True, "max_slots": 3, "when_full": "drop"}, "less than the 4 slots of one segment"),
         ({"rolling": True, "compress": False}, "exclude each other"),
         ({"rolling": True, "prompt_lookup_num_tokens": 3}, "rolling=True and assisted generation"),
+        ({"rolling": True, "cache_implementation": "static"}, "exclude each other: a rolling cache is filled anew"),
         ({"rolling": True, "use_cache": False}, "rolling=True .*does not work with use_cache=False"),
     ],
     ids=str,

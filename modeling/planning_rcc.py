@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a call of `generate` will need: entries of each row once its prompt is decoded."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .compressed_ops_rcc import head_sizes, local_sizes
+from .compressed_rcc import RCCMemory
+from .positions_rcc import check_positions
+from .rolling_rcc import Rolling
+from .segments_rcc import HeadLength, count_segments, row_lengths
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Entries that decoding a prompt comes to, row by row.
+
+    Attributes:
+        heads: raw tokens in front of the slots.
+        slots: slots of the memory and of what is compressed.
+        local: raw tokens behind them.
+        width: slots of the batch, padding included.
+    """
+
+    heads: list[int]
+    slots: list[int]
+    local: list[int]
+    width: int
+
+    @classmethod
+    def of(
+        cls,
+        config,
+        memory: RCCMemory | None,
+        mask: Tensor | None,
+        prompt_length: int,
+        *,
+        head_length: HeadLength,
+        ratio: int,
+        compress: bool,
+        later: int = 0,
+    ) -> "Plan":
+        """Plan for a prompt of padded length `prompt_length`.
+
+        Args:
+            mask: `[B, T]`, 0 at padding; None if there is none.
+            compress: whether what does not fit the window is compressed.
+            later: further tokens of each row that will be read, and compressed as the prompt is.
+        """
+        if memory is None:
+            lengths = [prompt_length] if mask is None else row_lengths(mask, mask)
+            wanted = torch.as_tensor(head_length).reshape(-1).tolist()
+            if len(wanted) > len(lengths):  # no mask: rows differ in their heads alone
+                lengths = lengths * len(wanted)
+            wanted = wanted * (len(lengths) // len(wanted))
+            heads = [min(length, head) for length, head in zip(lengths, wanted, strict=True)]
+            slots, width = [0] * len(lengths), 0
+            rest = [length - head for length, head in zip(lengths, heads, strict=True)]
+        else:
+            prompts = [prompt_length] * memory.batch_size if mask is None else row_lengths(mask, mask)
+            heads, width = head_sizes(memory), sum(memory.slot_counts)
+            slots = [width] * memory.batch_size if memory.mask is None else memory.mask.sum(1).tolist()
+            rest = [a + b for a, b in zip(prompts, local_sizes(memory), strict=True)]
+        segment, window = config.segment_length, config.window
+        rest = [length + later for length in rest]
+        counts = [count_segments(length, segment, window) if compress else 0 for length in rest]
+        local = [length - count * segment for length, count in zip(rest, counts, strict=True)]
+        slots = [slot + count * (segment // ratio) for slot, count in zip(slots, counts, strict=True)]
+        return cls(heads, slots, local, width + max(counts) * (segment // ratio))
+
+    @property
+    def num_entries(self) -> int:
+        """Entries of a cache, padding included."""
+        return max(self.heads) + self.width + max(self.local)
+
+    def check(self, config, new_tokens: int, rolling: Rolling | None, ratio: int) -> None:
+        """Refuse before the first step what would run out of slots or positions in the midst of generation.
+
+        Args:
+            new_tokens: tokens to come that the plan does not count.
+
+        Raises:
+            ValueError: if there are too few.
+        """
+        slots = self.slots
+        if rolling is not None and rolling.max_slots is not None:
+            if rolling.when_full == "error" and max(slots) > rolling.max_slots:
+                raise ValueError(
+                    f"memory, prompt and new tokens come to {max(slots)} slots, and max_slots is {rolling.max_slots}. "
+                    "Allow more, use a higher ratio, or choose when_full='drop' or 'recompress'"
+                )
+            slots = [min(slot, rolling.max_slots) for slot in slots]
+        if config.fit_positions and config.slot_positions is not None:
+            slots = [min(slot, config.slot_positions) for slot in slots]
+        needed = max(map(sum, zip(self.heads, slots, self.local, strict=True)))
+        check_positions(config, needed + new_tokens, ratio=ratio)
