@@ -160,8 +160,11 @@ def test_an_assignment_stands_behind_what_it_refers_to(tokenizer):
 
 def test_related_documents_come_first_and_a_small_pool_repeats():
     records = [QARecord("Who?", ("me",), ("It is me.",), ("near one", "near two")), QARecord("x", ("y",), ("far",))]
-    instruction, frame = 20, 5 + len("Question: Who? Answer:".split())
-    documents = len("Document 1: It is me. Document 2: near one Document 3: near two".split())
+    frame = count(tiny.tokenizer(), "The following are given documents. Question: Who? Answer:")
+    instruction, documents = (
+        20,
+        count(tiny.tokenizer(), "Document 1: It is me. Document 2: near one Document 3: near two"),
+    )
     found = []
     for more in (-1, 0, 3, 7):  # words for one document less, and for two more
         length = 2 * instruction + frame + documents + more + 32
