@@ -29,7 +29,7 @@ def scores(metric, prediction, *references, **options):
 
 def random_texts(count, seed=0):
     generator = random.Random(seed)
-    words = ["the", "cat", "sat", "on", "a", "mat", ",", "and", "looked", "at", "another", "cat", "."]
+    words = ["the", "cat", "sat", "on", "a", "mats", ",", "and", "looked", "at", "another", "cats", "."]
     return [" ".join(generator.choices(words, k=generator.randrange(1, 30))) for _ in range(count)]
 
 
@@ -48,7 +48,7 @@ def test_squad_by_hand():
     assert scores(squad, "in New York", "Boston", "the new york") == {"exact_match": 0, "f1": pytest.approx(0.8)}
     assert scores(squad, "New York!", "the new york") == {"exact_match": 1, "f1": 1}
     # a word counts as often as it stands in both
-    assert scores(squad, "b b b", "b c")["f1"] == pytest.approx(2 * 1 / 5)
+    assert scores(squad, "b b b", "b b c")["f1"] == pytest.approx(2 * 2 / 6)
     assert scores(squad, "the", "a") == {"exact_match": 1, "f1": 1}
     assert scores(squad, "", "b") == {"exact_match": 0, "f1": 0}
 
@@ -57,6 +57,7 @@ def test_string_matches_by_hand():
     assert scores(string_match_all, "It is 12 and ABC", "12", "abc", "13", "14")["string_match"] == 0.5
     assert scores(string_match_part, "It is 12", "13", "12")["string_match"] == 1
     assert scores(string_match_part, "It is 1 2", "13", "12")["string_match"] == 0
+    assert scores(string_match_part, "it is abc", "ABC")["string_match"] == 1
     assert string_match_all(["12", ""], [["12"], ["13", "14"]]).values["string_match"] == 0.5
 
 
@@ -89,6 +90,8 @@ def test_bleu_by_hand():
     # 5 words for 6
     short = bleu(["a b c d e"], ["a b c d e f"])
     assert short.values["bleu4"] == pytest.approx(math.exp(1 - 6 / 5))
+    # a sentence of two words has no four-grams to be judged by
+    assert scores(bleu, "a b", "a b")["bleu4"] == 1
 
 
 @pytest.mark.parametrize("num_references", [1, 3])
@@ -218,6 +221,7 @@ def test_longbench_by_hand():
         (leval.choices, "none", "BD", 0),
         (leval.last_number, "So 3 + 4. The answer is $7.00 .", "7", 1),
         (leval.last_number, "3 plus 4 is 7\n\n8", "7", 1),
+        (leval.last_number, "The answer is 7 for 3 apples", "7", 1),
         (leval.last_number, "none", "7", 0),
         (leval.contains, "It was The Role Of art.", "the role of art", 1),
         (leval.code_output, "Hence the final output is [1, 2] ok", "[1, 2]", 1),
@@ -232,6 +236,7 @@ def test_leval_asks_for_story_and_world():
     made = scores(leval.true_false, "True. [fact: True]", "True [fact: False]")
     assert made == {"exact_match": 0.5, "loyalty": 1, "fact": 0}
     assert scores(leval.true_false, "no idea", "True [fact: False]")["exact_match"] == 0
+    assert scores(leval.true_false, "True", "True")["fact"] == 0
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,12 @@ def test_the_context_has_the_answer_and_the_prompt_has_not(tokenizer, key_type, 
     assert set(broken.values.values()) == {0}
 
 
+def test_values_are_distinct(tokenizer):
+    task = NeedleTask(filler=WordFiller(), num_needles=9, num_queries=9, num_digits=1)
+    (example,) = needle_grid(task, tokenizer, lengths=[1000], depths=[0.5])
+    assert sorted(example.answers) == list("123456789")
+
+
 def test_an_example_depends_on_seed_and_place_alone(tokenizer):
     task = NeedleTask(filler=WordFiller(), num_needles=3)
     whole = list(needle_grid(task, tokenizer, lengths=[300, 400], depths=[0.2, 0.8], num_repeats=2))
@@ -112,12 +118,16 @@ def test_an_example_depends_on_seed_and_place_alone(tokenizer):
     assert not {example.answers for example in other} & {example.answers for example in whole}
 
 
-def test_words_do_not_depend_on_the_process():
-    code = "import random, runpy, sys; print(runpy.run_path(sys.argv[1])['distinct_words'](random.Random('a|b'), 1000))"
-    command = [sys.executable, "-c", code, vocabulary.__file__]
+@pytest.mark.parametrize("number", [500, 1000])
+def test_words_do_not_depend_on_the_process(number):
+    code = (
+        "import random, runpy, sys; words = runpy.run_path(sys.argv[1])['distinct_words'];"
+        "print(words(random.Random('a|b'), int(sys.argv[2])))"
+    )
+    command = [sys.executable, "-c", code, vocabulary.__file__, str(number)]
     environments = [{"PYTHONHASHSEED": seed} for seed in ("1", "2")]
     outputs = {subprocess.run(command, env=env, capture_output=True, text=True).stdout for env in environments}
-    assert outputs == {f"{distinct_words(random.Random('a|b'), 1000)}\n"}
+    assert outputs == {f"{distinct_words(random.Random('a|b'), number)}\n"}
 
 
 def test_text_starts_anywhere_and_repeats():

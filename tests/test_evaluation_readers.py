@@ -125,7 +125,7 @@ SQUAD = {
                     "context": "Normandy is in France.",
                     "qas": [
                         {"id": "1", "question": "Where?", "answers": [{"text": "France"}, {"text": "in France"}] * 2},
-                        {"id": "2", "question": "When?", "answers": [], "is_impossible": True},
+                        {"id": "2", "question": "When?", "answers": [{"text": "now"}], "is_impossible": True},
                     ],
                 },
                 {"context": "It rains.", "qas": [{"question": "What?", "answers": [{"text": "It rains"}]}]},

@@ -9,6 +9,7 @@ import tiny
 from test_evaluation_needles import PARAGRAPHS, count, trained
 from tokenizers.pre_tokenizers import ByteLevel
 
+from rcc_hf.evaluation import ruler_needles
 from rcc_hf.evaluation.ruler import ESSAY_TASKS, QA_TASKS, RULER_TASKS, ruler_examples
 from rcc_hf.evaluation.ruler_qa import QARecord
 from rcc_hf.evaluation.scoring import score_examples
@@ -129,6 +130,8 @@ def test_singular_and_plural(tokenizer):
     assert one.answer_prefix == f"The special magic number for {key} mentioned in the provided text is"
     (four,) = made("niah_multiquery", tokenizer, num_examples=1)
     assert four.context.startswith("Some special magic numbers are hidden")
+    (values,) = made("niah_multivalue", tokenizer, num_examples=1)
+    assert re.match(r"What are all the special magic numbers for \S+ mentioned", values.question)
     assert re.match(r"What are all the special magic numbers for \S+, \S+, \S+, and \S+ mentioned", four.question)
 
 
@@ -137,9 +140,18 @@ def test_common_words_are_as_often_as_published(length, often, seldom, tokenizer
     (example,) = made("cwe", tokenizer, length=length, num_examples=1)
     counts = Counter(re.findall(r"\d+\. (\w+)", example.context.rpartition("Below is")[2]))
     assert Counter(counts.values()) == {often: 10, seldom: len(counts) - 10}
-    # none of the ten is found inside another word
-    text = "\n".join(counts)
-    assert [text.count(word) for word in example.answers] == [1] * 10
+
+
+def test_no_common_word_is_part_of_another(tokenizer):
+    for example in made("cwe", tokenizer, num_examples=10):
+        text = "\n".join(set(re.findall(r"\d+\. (\w+)", example.context.rpartition("Below is")[2])))
+        assert [text.count(word) for word in example.answers] == [1] * 10
+
+
+def test_a_key_that_is_asked_for_has_one_value(tokenizer, monkeypatch):
+    monkeypatch.setitem(ruler_needles._RANDOM, "words", lambda generator: generator.choice(["a-b", "c-d", "e-f"]))
+    (example,) = made("niah_multikey_2", tokenizer, num_examples=1)
+    assert solve_needles(example) == list(example.answers)
 
 
 def test_frequent_words_follow_a_zeta_distribution(tokenizer):

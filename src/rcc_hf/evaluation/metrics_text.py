@@ -46,7 +46,7 @@ def bleu(
     for made, accepted in zip(predictions, reference_lists(references), strict=True):
         counted = whole.corpus_score([made], [[reference] for reference in accepted])
         statistics.append([counted.sys_len, counted.ref_len, *counted.counts, *counted.totals])
-        sentences.append(single.sentence_score(made, accepted).score / 100)
+        sentences.append(_share(single.sentence_score(made, accepted)))
     table = np.array(statistics, dtype=np.int64)
     stderr = {}
     if num_resamples and len(table) > 1:
@@ -60,7 +60,11 @@ def _bleu(metric_class: Any, statistics: np.ndarray) -> float:
     """BLEU of summed statistics: both lengths, then the four counts and the four totals."""
     length, reference_length, *counts = map(int, statistics)
     score = metric_class.compute_bleu(counts[:4], counts[4:], length, reference_length, smooth_method="exp")
-    # 100.00000000000004 for a perfect corpus
+    return _share(score)
+
+
+def _share(score: Any) -> float:
+    """From 0 to 1; sacrebleu gives 100.00000000000004 for what is perfect."""
     return min(1.0, float(score.score) / 100)
 
 
