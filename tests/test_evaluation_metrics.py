@@ -237,6 +237,7 @@ def test_leval_asks_for_story_and_world():
     assert made == {"exact_match": 0.5, "loyalty": 1, "fact": 0}
     assert scores(leval.true_false, "no idea", "True [fact: False]")["exact_match"] == 0
     assert scores(leval.true_false, "True", "True")["fact"] == 0
+    assert scores(leval.true_false, "maybe", "maybe")["loyalty"] == 0
 
 
 @pytest.mark.parametrize(

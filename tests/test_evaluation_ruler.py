@@ -143,7 +143,7 @@ def test_common_words_are_as_often_as_published(length, often, seldom, tokenizer
 
 
 def test_no_common_word_is_part_of_another(tokenizer):
-    for example in made("cwe", tokenizer, num_examples=10):
+    for example in made("cwe", tokenizer, length=2600, num_examples=20):
         text = "\n".join(set(re.findall(r"\d+\. (\w+)", example.context.rpartition("Below is")[2])))
         assert [text.count(word) for word in example.answers] == [1] * 10
 
