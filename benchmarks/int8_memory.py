@@ -10,21 +10,19 @@ same model in float32, both with a memory of their own.
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from rcc_hf import RCCForCausalLM, __version__
+from rcc_hf import RCCForCausalLM
 from rcc_hf.modeling.memory_rcc import WIRINGS
 from rcc_hf.prose import load_prose
 from rcc_hf.smollm import smollm2_path
+from rcc_hf.surroundings import surroundings
 
 
 @dataclass(frozen=True)
@@ -78,28 +76,6 @@ def measure(wiring: str, context: Tensor, ids: Tensor, settings: argparse.Namesp
         compare((wiring, "int8 against bfloat16 memory"), (small.nbytes, memory.nbytes), rounded, plain, ids),
         compare((wiring, "bfloat16 against float32"), (memory.nbytes, exact_memory.nbytes), plain, exact, ids),
     ]
-
-
-def surroundings(device: str) -> dict[str, object]:
-    """Where the numbers come from."""
-    here = Path(__file__).parent
-    commit, changes = (
-        subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True).stdout.strip()
-        for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-    )
-    return {
-        "commit": commit or None,
-        "uncommitted_changes": bool(changes),
-        "command": ["python", "benchmarks/int8_memory.py", *sys.argv[1:]],
-        "versions": {
-            "rcc_hf": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-        "hardware": torch.cuda.get_device_name() if device.startswith("cuda") else f"{platform.machine()} CPU",
-        "threads": torch.get_num_threads(),
-    }
 
 
 def main() -> None:

@@ -11,21 +11,19 @@ compressor is fresh (nothing is trained), which changes no timing.
 import argparse
 import itertools
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import transformers
 from transformers import AutoModelForCausalLM, CompileConfig, StoppingCriteria
 
-from rcc_hf import RCCForCausalLM, __version__
+from rcc_hf import RCCForCausalLM
 from rcc_hf.checkpoints import DTYPES
 from rcc_hf.smollm import smollm2_path
+from rcc_hf.surroundings import surroundings
 
 SKIPPED = 2  # steps at the start of each call that are not counted: the prefill, and the first in its cache
 
@@ -135,28 +133,6 @@ def measure(settings: argparse.Namespace) -> list[Result]:
             )
         )
     return results
-
-
-def surroundings(device: str) -> dict[str, object]:
-    """Where the numbers come from."""
-    here = Path(__file__).parent
-    commit, changes = (
-        subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True).stdout.strip()
-        for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-    )
-    return {
-        "commit": commit or None,
-        "uncommitted_changes": bool(changes),
-        "command": ["python", "benchmarks/static_decode.py", *sys.argv[1:]],
-        "versions": {
-            "rcc_hf": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-        "hardware": torch.cuda.get_device_name() if device.startswith("cuda") else f"{platform.machine()} CPU",
-        "threads": torch.get_num_threads(),
-    }
 
 
 def main() -> None:

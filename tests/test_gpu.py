@@ -5,7 +5,7 @@ import copy
 
 import pytest
 import torch
-from tiny import SEGMENT, ratio_of_norms, rcc_model, tokens
+from tiny import SEGMENT, pad, ratio_of_norms, rcc_model, tokens
 
 from rcc_hf import RCCMemory
 from rcc_hf.objectives import reconstruction_example
@@ -44,6 +44,47 @@ def test_generation_of_a_ragged_batch_equals_the_cpu(wiring):
     mask = (ids != 0).long()
     expected = cpu.generate(ids, attention_mask=mask, **GREEDY)
     assert torch.equal(gpu.generate(ids.cuda(), attention_mask=mask.cuda(), **GREEDY).cpu(), expected)
+
+
+@WIRINGS
+@torch.no_grad()
+def test_windows_and_heads_equal_the_cpu(wiring):
+    cpu, gpu = pair(wiring, head_length=3)
+    rows = [tokens(1, n, seed=n)[0] for n in (75, 9, 48)]
+    ids, mask = pad(rows)
+    expected = cpu(ids, attention_mask=mask).logits[mask.bool()]
+    actual = gpu(ids.cuda(), attention_mask=mask.cuda()).logits.cpu()[mask.bool()]
+    assert ratio_of_norms(actual, expected) <= 1e-6
+    positions = torch.cat([torch.arange(len(row)) for row in rows])[None]
+    flat = torch.cat(rows)[None]
+    expected = cpu(flat, position_ids=positions).logits
+    assert ratio_of_norms(gpu(flat.cuda(), position_ids=positions.cuda()).logits.cpu(), expected) <= 1e-6
+
+
+@WIRINGS
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 2}, {"max_slots": 8, "when_full": "recompress"}], ids=str)
+def test_rolling_equals_the_cpu(wiring, settings):
+    cpu, gpu = pair(wiring)
+    ids, mask = pad([tokens(1, n, seed=n)[0] for n in (40, 3)])
+    settings = GREEDY | {"rolling": True, "max_new_tokens": 70} | settings
+    expected = cpu.generate(ids, attention_mask=mask, **settings)
+    assert torch.equal(gpu.generate(ids.cuda(), attention_mask=mask.cuda(), **settings).cpu(), expected)
+
+
+@WIRINGS
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 2}], ids=str)
+def test_a_static_cache_is_compiled_and_equals_the_cpu(wiring, settings):
+    """On CUDA, `generate` compiles decoding steps in a static cache by itself."""
+    cpu, gpu = pair(wiring)
+    memory, prompt = cpu.compress(tokens(2, 54)), tokens(2, 7, seed=1)
+    settings = GREEDY | {"max_new_tokens": 20} | settings
+    expected = cpu.generate(prompt, memory=memory, **settings)
+    torch._dynamo.utils.counters.clear()
+    for _ in range(2):
+        new = gpu.generate(prompt.cuda(), memory=memory.to("cuda"), **settings, cache_implementation="static")
+        assert torch.equal(new.cpu(), expected)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
 
 
 @WIRINGS
