@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
-from .compressed_rcc import RCCMemory, without_raw
+from .compressed_ops_rcc import without_raw
+from .compressed_rcc import RCCMemory
 from .positions_rcc import check_positions, local_positions
 from .rolling_rcc import Rolling
 from .segments_rcc import HeadLength, join_masks
@@ -55,6 +56,7 @@ class RCCCache(Cache):
         rolling: how local tokens that outgrow the window are compressed later on; None if they stay raw.
         ratio: tokens per slot for that compression; None for the configuration's.
         head_length: tokens at the start of such a prompt that stay raw in front of the slots.
+        window: raw tokens that stay behind them; None for the configuration's.
         mask: `[B, physical]`, 0 at padding; None if every entry is real.
         started: whether the cache has been filled.
         former_length: tokens of `generate`'s input that came before the first use.
@@ -74,6 +76,7 @@ class RCCCache(Cache):
         former_length: int = 0,
         ratio: int | None = None,
         head_length: HeadLength = 0,
+        window: int | None = None,
         read_only: bool = False,
     ):
         self.read_only = read_only
@@ -88,6 +91,7 @@ class RCCCache(Cache):
         self.former_length = former_length
         self.ratio = ratio
         self.head_length = head_length
+        self.window = window
         self.mask: Tensor | None = None
         self.started = False
         self.num_head = self.num_slots = 0
@@ -225,5 +229,7 @@ class RCCCache(Cache):
             setattr(self, name, None if rows is None else function(rows))
         if self.memory is not None:
             self.memory = self.memory.map_tensors(function)
-        if isinstance(self.position_shift, Tensor):
-            self.position_shift = function(self.position_shift)
+        for name in ("position_shift", "head_length"):
+            value = getattr(self, name)
+            if isinstance(value, Tensor) and len(value) > 1:
+                setattr(self, name, function(value))

@@ -63,9 +63,12 @@ class RCCStaticCache(RCCCache):
         compress_prompt: bool = False,
         ratio: int | None = None,
         head_length: HeadLength = 0,
+        window: int | None = None,
     ):
         self.max_length = max_length
-        super().__init__(num_layers, memory, compress_prompt=compress_prompt, ratio=ratio, head_length=head_length)
+        super().__init__(
+            num_layers, memory, compress_prompt=compress_prompt, ratio=ratio, head_length=head_length, window=window
+        )
         self._rows: Tensor | None = None  # which have slots, [B, 1, 1]
 
     def _new_layer(self) -> RCCStaticLayer:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .segments_rcc import last_tokens, row_lengths
+from .segments_rcc import HeadLength, last_tokens, row_lengths
 
 Block = tuple[int, int]
 """The slots of one segment of one row: the first one's place on the slot axis, and how many there are."""
@@ -53,6 +53,20 @@ def local_sizes(memory) -> list[int]:
     return row_lengths(memory.local_ids, memory.local_mask)
 
 
+def head_lengths(memory, wanted: HeadLength) -> list[int]:
+    """Raw tokens in front of every row as text is appended: `wanted` where there is nothing else so far, or else what
+    there is."""
+    every = torch.as_tensor(wanted).expand(memory.batch_size).tolist()
+    parts = zip(head_sizes(memory), every, row_blocks(memory), local_sizes(memory), strict=True)
+    return [size if blocks or local else max(size, most) for size, most, blocks, local in parts]
+
+
+def without_raw(memory):
+    """The memory's slots alone."""
+    none = memory.local_ids[:, :0]
+    return replace(memory, head_ids=none, head_mask=None, local_ids=none, local_mask=None)
+
+
 def slice_segments(memory, start: int, stop: int | None):
     """See `RCCMemory.slice`."""
     _check_slots(memory)
@@ -83,6 +97,16 @@ def coarsen(memory, factors: Sequence[int]):
     index = torch.tensor([places], dtype=torch.long)
     thinned = map_slots(lambda slots: _take(slots, index, index < 0), memory)
     return replace(thinned, mask=None, slot_counts=tuple(counts))
+
+
+def compact(memory):
+    """The memory as compressing its text in one go lays it out, with no more absent slots than rows differ by.
+
+    Rows of a stream are compressed each in its own time: a segment that only some have adds absent ones to the others.
+    """
+    if memory.mask is None or any(s.shape[-2] != sum(memory.slot_counts) for layer in memory.layers for s in layer):
+        return memory
+    return _arrange(memory, row_blocks(memory), head_sizes(memory), local_sizes(memory))
 
 
 def concatenate(memories: Sequence):

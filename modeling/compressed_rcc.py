@@ -296,9 +296,3 @@ class RCCMemory:
             return memory
         except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, MismatchError) as error:
             raise ValueError(f"{path} is damaged or no memory ({error!r}). Compress the context again.") from error
-
-
-def without_raw(memory: RCCMemory) -> RCCMemory:
-    """The memory's slots alone."""
-    none = memory.local_ids[:, :0]
-    return replace(memory, head_ids=none, head_mask=None, local_ids=none, local_mask=None)

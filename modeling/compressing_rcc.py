@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .checking_rcc import check_inputs, check_memory, origin_of
-from .compressed_rcc import RCCMemory, without_raw
-from .segments_rcc import Grid, HeadLength, join, join_masks, pack_left, split_head
+from .compressed_ops_rcc import compact, head_lengths, head_sizes, without_raw
+from .compressed_rcc import RCCMemory
+from .segments_rcc import Grid, HeadLength, fill_head, join, join_masks, split_head
 
 
 def compress_context(
@@ -44,7 +45,9 @@ def compress_context(
         new = append_segments(model, old, inputs, grid, model.config.check_ratio(ratio), on_progress)
     local, local_mask = grid.take_local(inputs)
     # clones: views would keep all the ids of the context as long as the memory lives
-    return replace(new, head_ids=head.clone(), head_mask=head_mask, local_ids=local.clone(), local_mask=local_mask)
+    return replace(
+        compact(new), head_ids=head.clone(), head_mask=head_mask, local_ids=local.clone(), local_mask=local_mask
+    )
 
 
 def _parts(model, inputs: Tensor, mask: Tensor | None, memory: RCCMemory | None, head_length: HeadLength | None):
@@ -54,13 +57,14 @@ def _parts(model, inputs: Tensor, mask: Tensor | None, memory: RCCMemory | None,
     check_memory(model, memory)
     if memory.batch_size != len(inputs):
         raise ValueError(f"the memory has {memory.batch_size} rows and input_ids {len(inputs)}; append row by row")
-    if head_length is not None:
+    lengths = head_sizes(memory) if head_length is None else head_lengths(memory, head_length)
+    if head_length is not None and lengths == head_sizes(memory):
         raise ValueError(
             f"head_length={head_length} has no effect on a memory that is appended to: it keeps its head of "
             f"{memory.num_head} tokens. Leave it out"
         )
-    joined = pack_left(*join(memory.local_ids, memory.local_mask, inputs, mask))
-    return without_raw(memory), memory.head_ids, memory.head_mask, *joined
+    joined = join(memory.local_ids, memory.local_mask, inputs, mask)
+    return without_raw(memory), *fill_head(memory.head_ids, memory.head_mask, *joined, lengths)
 
 
 def choose_ratio(model, max_slots: int, counts: Sequence[int], memory: RCCMemory | None) -> int:

@@ -8,11 +8,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .cache_rcc import RCCCache, RecordingLayer
 from .checking_rcc import slot_dtype
+from .compressed_ops_rcc import compact
 from .compressed_rcc import RCCMemory
 from .compressing_rcc import append_segments
 from .passes_rcc import Pass, enter_pass, install_hooks
 from .positions_rcc import local_positions, slot_positions
-from .segments_rcc import Grid, join, join_masks, pack_left, split_head
+from .segments_rcc import Grid, fill_head, join, join_masks, pack_left, split_head
 
 
 def decode_with_cache(model, cache: RCCCache, inputs: Tensor, attention_mask: Tensor | None, **kwargs):
@@ -27,7 +28,7 @@ def decode_with_cache(model, cache: RCCCache, inputs: Tensor, attention_mask: Te
     """
     length = inputs.shape[1]
     mask = last_columns(attention_mask, length)
-    if cache.started and cache.rolling is not None and cache.num_local + length > model.config.window:
+    if cache.started and cache.rolling is not None and cache.num_local + length > _window(model, cache):
         cache.roll()
     if not cache.started:
         inputs, mask = _start(model, cache, inputs, mask)
@@ -84,14 +85,19 @@ def _compress_prompt(model, cache: RCCCache, inputs: Tensor, mask: Tensor | None
     if cache.head is None:
         cache.head, cache.head_mask, inputs, mask = split_head(inputs, mask, cache.head_length)
     else:
-        inputs, mask = pack_left(inputs, mask)
-    grid = Grid.of(inputs, mask, model.config.segment_length, model.config.window)
+        head, inputs = _alike(model, cache.head, inputs)
+        cache.head, cache.head_mask, inputs, mask = fill_head(head, cache.head_mask, inputs, mask, cache.head_length)
+    grid = Grid.of(inputs, mask, model.config.segment_length, _window(model, cache))
     if grid.num_segments:
         ratio = model.config.check_ratio(cache.ratio)
-        cache.memory = append_segments(model, cache.memory, inputs, grid, ratio)
+        cache.memory = compact(append_segments(model, cache.memory, inputs, grid, ratio))
         if cache.rolling is not None:
             cache.memory = cache.rolling.bound(cache.memory)
     return grid.take_local(inputs)
+
+
+def _window(model, cache: RCCCache) -> int:
+    return model.config.window if cache.window is None else cache.window
 
 
 def _alike(model, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

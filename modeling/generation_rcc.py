@@ -11,6 +11,7 @@ from transformers.utils import logging
 from .cache_rcc import RCCCache
 from .cache_static_rcc import RCCStaticCache
 from .checking_rcc import check_memory
+from .compressed_ops_rcc import head_lengths, head_sizes
 from .configuration_rcc import RCCConfig
 from .planning_rcc import Plan
 from .rolling_rcc import Rolling
@@ -22,6 +23,7 @@ ARGUMENTS = {
     "memory": None,
     "ratio": None,
     "head_length": None,
+    "window": None,
     "compress": None,
     "rolling": False,
     "max_slots": None,
@@ -38,6 +40,7 @@ class RCCGenerationMixin(GenerationMixin):
 
     - `ratio`: source tokens per slot for what is compressed;
     - `head_length`: tokens at the start of a long prompt that stay raw in front of the slots (see `compress`);
+    - `window`: raw tokens that stay behind the slots, instead of `config.window`;
     - `compress`: False keeps a long prompt raw, as the base would;
     - `rolling`: True goes on compressing while text is generated: whenever the raw tokens outgrow the window, the
       oldest segment becomes slots. `max_slots` and `when_full` bound them (see `Rolling`).
@@ -57,8 +60,10 @@ class RCCGenerationMixin(GenerationMixin):
         own = {name: model_kwargs.pop(name, default) for name, default in ARGUMENTS.items()}
         memory, compress, rolling = own["memory"], own["compress"] is not False, _rolling(own)
         given = model_kwargs.get("past_key_values")
+        self.config.check_window(own["window"])
+        window = self.config.window if own["window"] is None else own["window"]
         prompt_length = _prompt_length(generation_config, model_kwargs)
-        why = self._reason(memory, prompt_length, own, rolling, model_kwargs.get("attention_mask"))
+        why = self._reason(memory, prompt_length, own, window, rolling, model_kwargs.get("attention_mask"))
         if why is None or (memory is None and (isinstance(given, RCCCache) or _is_used(given))):
             unused = [name for name in ("ratio", "head_length", "rolling") if own[name] not in (None, False)]
             if unused:
@@ -98,12 +103,13 @@ class RCCGenerationMixin(GenerationMixin):
             prompt_length,
             head_length=head_length,
             ratio=ratio,
+            window=window,
             compress=compress,
             # of what is generated, the last token is not decoded any more
             later=0 if rolling is None else new_tokens - 1,
         )
         plan.check(self.config, new_tokens if rolling is None else 1, rolling, ratio)
-        settings = {"compress_prompt": compress, "ratio": ratio, "head_length": head_length}
+        settings = {"compress_prompt": compress, "ratio": ratio, "head_length": head_length, "window": window}
         if generation_config.cache_implementation == "static":
             model_kwargs["past_key_values"] = self._static_cache(
                 generation_config, memory, plan.num_entries + new_tokens - 1, settings
@@ -120,13 +126,13 @@ class RCCGenerationMixin(GenerationMixin):
         self._previous_max_cache_length = length
         return RCCStaticCache(self.config.text_config.num_hidden_layers, length, memory, **settings)
 
-    def _reason(self, memory, prompt_length: int, own: dict, rolling, mask) -> str | None:
+    def _reason(self, memory, prompt_length: int, own: dict, window: int, rolling, mask) -> str | None:
         """Why a call needs a cache of ours; None if the base's own path will do."""
         if memory is not None:
             return "a memory"
         head = own["head_length"] if isinstance(own["head_length"], int) else self.config.head_length
-        if own["compress"] is not False and prompt_length - head > self.config.window:
-            return f"a prompt of {prompt_length} tokens, longer than the window of {self.config.window},"
+        if own["compress"] is not False and prompt_length - head > window:
+            return f"a prompt of {prompt_length} tokens, longer than the window of {window},"
         if rolling is not None:
             return "rolling=True"
         if mask is not None and mask.ndim == 2 and not bool(mask[:, -1].all()):
@@ -136,12 +142,16 @@ class RCCGenerationMixin(GenerationMixin):
     def _resolve_head_length(self, given: HeadLength | None, memory, copies: int) -> HeadLength:
         """Raw tokens in front of the slots, for every row of the expanded batch."""
         if memory is not None:
-            if given is not None:
+            sizes = head_sizes(memory)
+            if given is None:
+                return torch.tensor(sizes)  # without slots, all raw tokens are cut anew when they roll
+            lengths = head_lengths(memory, torch.as_tensor(given).repeat_interleave(copies))
+            if lengths == sizes:
                 raise ValueError(
                     f"head_length={given} has no effect behind a memory, which has a head of {memory.num_head} tokens. "
                     "Leave it out"
                 )
-            return 0
+            return torch.tensor(lengths)
         if given is None or isinstance(given, int):
             return self.config.head_length if given is None else given
         return torch.as_tensor(given).repeat_interleave(copies)

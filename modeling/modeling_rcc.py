@@ -70,7 +70,7 @@ class RCCModel(RCCPreTrainedModel):
             max_slots: instead of a ratio: the smallest ratio at which the whole memory has at most so many slots.
             head_length: tokens at the start of each row that stay raw in front of the slots (a system prompt, an
                 attention sink): one number, or one for each row; None for `config.head_length`. A memory that is
-                appended to keeps its own.
+                appended to keeps its own; where it is all there is so far, a length given here fills it up.
             window: leave up to so many tokens raw, at least one segment, as `generate` does with a long prompt: the
                 local window of a stream. None compresses every whole segment.
             on_progress: called after every encoded batch with its number of source tokens.

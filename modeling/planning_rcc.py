@@ -39,6 +39,7 @@ class Plan:
         *,
         head_length: HeadLength,
         ratio: int,
+        window: int,
         compress: bool,
         later: int = 0,
     ) -> "Plan":
@@ -46,25 +47,26 @@ class Plan:
 
         Args:
             mask: `[B, T]`, 0 at padding; None if there is none.
+            head_length: tokens that heads have once they are full.
+            window: raw tokens that stay behind the slots.
             compress: whether what does not fit the window is compressed.
             later: further tokens of each row that will be read, and compressed as the prompt is.
         """
-        if memory is None:
-            lengths = [prompt_length] if mask is None else row_lengths(mask, mask)
-            wanted = torch.as_tensor(head_length).reshape(-1).tolist()
-            if len(wanted) > len(lengths):  # no mask: rows differ in their heads alone
-                lengths = lengths * len(wanted)
-            wanted = wanted * (len(lengths) // len(wanted))
-            heads = [min(length, head) for length, head in zip(lengths, wanted, strict=True)]
-            slots, width = [0] * len(lengths), 0
-            rest = [length - head for length, head in zip(lengths, heads, strict=True)]
-        else:
-            prompts = [prompt_length] * memory.batch_size if mask is None else row_lengths(mask, mask)
+        batch_size = len(mask) if mask is not None else 1 if memory is None else memory.batch_size
+        wanted = torch.as_tensor(head_length).reshape(-1).tolist()
+        if memory is None and mask is None:  # rows differ in their heads alone
+            batch_size = len(wanted)
+        rest = [prompt_length] * batch_size if mask is None else row_lengths(mask, mask)
+        heads, slots, width = [0] * batch_size, [0] * batch_size, 0
+        if memory is not None:
             heads, width = head_sizes(memory), sum(memory.slot_counts)
-            slots = [width] * memory.batch_size if memory.mask is None else memory.mask.sum(1).tolist()
-            rest = [a + b for a, b in zip(prompts, local_sizes(memory), strict=True)]
-        segment, window = config.segment_length, config.window
-        rest = [length + later for length in rest]
+            slots = [width] * batch_size if memory.mask is None else memory.mask.sum(1).tolist()
+            rest = [a + b for a, b in zip(rest, local_sizes(memory), strict=True)]
+        most = wanted * (batch_size // len(wanted))
+        filling = [min(max(0, m - head), n) for m, head, n in zip(most, heads, rest, strict=True)]
+        heads = [head + new for head, new in zip(heads, filling, strict=True)]
+        rest = [length - new + later for length, new in zip(rest, filling, strict=True)]
+        segment = config.segment_length
         counts = [count_segments(length, segment, window) if compress else 0 for length in rest]
         local = [length - count * segment for length, count in zip(rest, counts, strict=True)]
         slots = [slot + count * (segment // ratio) for slot, count in zip(slots, counts, strict=True)]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memories of streams: what becomes of old slots when there may be only so many."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .compressed_ops_rcc import coarsen, row_blocks, stack, unstack
 
@@ -81,4 +81,5 @@ class Rolling:
                 kept.pop(0)
                 dropped += 1
         factors = [before // after for before, after in zip(sizes[dropped:], kept, strict=True)]
-        return coarsen(memory.slice(dropped), factors) if any(f > 1 for f in factors) else memory.slice(dropped)
+        rest = coarsen(memory.slice(dropped), factors) if any(f > 1 for f in factors) else memory.slice(dropped)
+        return replace(rest, head_ids=memory.head_ids, head_mask=memory.head_mask)  # a slice may be without it

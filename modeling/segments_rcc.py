@@ -81,6 +81,17 @@ def split_head(inputs: Tensor, mask: Tensor | None, length: HeadLength):
     return *_only(inputs, is_head), *_only(inputs, real - is_head)
 
 
+def fill_head(head: Tensor, head_mask: Tensor | None, inputs: Tensor, mask: Tensor | None, length: HeadLength):
+    """Move tokens from the inputs to a head that has less than `length` of them; returns what `split_head` does."""
+    sizes = torch.tensor(row_lengths(head, head_mask), device=inputs.device)
+    missing = (torch.as_tensor(length, device=inputs.device).reshape(-1) - sizes).clamp(min=0)
+    if not bool(missing.any()):
+        return head, head_mask, *pack_left(inputs, mask)
+    more, more_mask, inputs, mask = split_head(inputs, mask, missing)
+    head, head_mask = pack_left(*join(head, head_mask, more, more_mask))
+    return *last_tokens(head, row_lengths(head, head_mask)), inputs, mask
+
+
 def _only(inputs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
     """The tokens where `mask` is 1, with as little padding as rows of one width need, in front."""
     packed, packed_mask = pack_left(inputs, mask)

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .cache_rcc import RCCCache
-from .compressed_ops_rcc import map_slots
-from .compressed_rcc import RCCMemory, without_raw
+from .compressed_ops_rcc import map_slots, without_raw
+from .compressed_rcc import RCCMemory
 from .compressing_rcc import append_segments
 from .decoding_rcc import decode_with_cache
 from .joint_rcc import decode_jointly, write_segments

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the documentation shows runs as it stands there, on the real model."""
 
+import io
 import re
 import shlex
 import shutil
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from rcc_hf.cli import COMMANDS, main
 
@@ -35,12 +37,16 @@ def test_python_of_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch):
     assert names["longer"].num_tokens == 2 * names["memory"].num_tokens
     assert names["answer"].shape[1] == names["question"].shape[1] + 8
     assert names["output"].shape[1] == names["context"].shape[1] + 8
+    assert torch.equal(names["fast"], names["answer"])
+    seen = sum(names[name].shape[1] for name in ("system", "context", "question"))
+    assert seen < names["stream"].num_tokens <= seen + 8
 
 
 @pytest.mark.filterwarnings("ignore:.*use_return_dict.*:FutureWarning")
 def test_commands_of_the_readme_run_in_order(tmp_path, monkeypatch, capsys):
     shutil.copy(ROOT / "README.md", tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Who are you?\n/status\n/quit\n"))  # for rcc chat
     found = commands("rcc")
     assert {arguments[0] for arguments in found} == set(COMMANDS)
     for arguments in found:

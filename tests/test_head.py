@@ -104,6 +104,26 @@ def test_appending_keeps_the_head(model, memory):
         model.compress(more, memory=memory, head_length=3)
 
 
+def test_a_head_that_is_not_full_is_filled(model):
+    """Row by row: one has text behind its head, one half a head, one nothing at all."""
+    first, second = [tokens(1, n, seed=n)[0] for n in (40, 3, 0)], [tokens(1, n, seed=n)[0] for n in (50, 60, 20)]
+    memory = model.compress(*pad(first), head_length=HEAD, window=WINDOW)
+    assert memory.head_mask.sum(1).tolist() == [HEAD, 3, 0]
+    grown = model.compress(*pad(second, "right"), memory=memory, head_length=HEAD, window=WINDOW)
+    joined = [torch.cat(rows) for rows in zip(first, second, strict=True)]
+    whole = model.compress(*pad(joined), head_length=HEAD, window=WINDOW)
+    assert torch.equal(grown.head_ids, whole.head_ids)
+    for layer, expected in zip(grown.layers, whole.layers, strict=True):
+        assert all(ratio_of_norms(a, b) <= EXACT for a, b in zip(layer, expected, strict=True))
+    settings = {"rolling": True, "do_sample": False, "max_new_tokens": 60}
+    ids, mask = pad(second)
+    new = model.generate(ids, attention_mask=mask, memory=memory, head_length=HEAD, **settings)[:, ids.shape[1] :]
+    for i, row in enumerate(joined):
+        mask = torch.ones_like(row[None])  # id 0 may be among the new tokens
+        alone = model.generate(row[None], attention_mask=mask, head_length=HEAD, **settings)[:, len(row) :]
+        assert torch.equal(new[i], alone[0])
+
+
 def test_generate_takes_it_from_the_call_or_the_configuration(model):
     prompt = tokens(2, HEAD + WINDOW + 20)
     cut = HEAD + 2 * SEGMENT

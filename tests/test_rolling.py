@@ -46,6 +46,34 @@ def test_every_new_token_sees_what_a_forward_call_shows_it(model, length, with_m
     assert torch.equal(expected.argmax(-1), new)
 
 
+@pytest.mark.parametrize("length", [3, 30])
+def test_a_memory_without_slots_keeps_its_head(model, length):
+    prompt, ids = tokens(2, length), tokens(2, 12, seed=3)
+    memory = model.compress(ids, head_length=5, window=WINDOW)
+    assert (memory.num_slots, memory.num_head, memory.num_local) == (0, 5, 7)
+    new, logits = decode(model, prompt, memory=memory, rolling=True, count=LONG)
+    whole = torch.cat([ids, prompt], 1)
+    expected = decode(model, whole, rolling=True, head_length=5, count=LONG)
+    assert torch.equal(new, expected[0])
+    assert ratio_of_norms(logits, expected[1]) <= 1e-6
+
+
+@pytest.mark.parametrize("window", [SEGMENT, 50])
+@pytest.mark.parametrize("length", [3, 75])
+def test_a_window_for_one_call(model, window, length):
+    prompt = tokens(2, length)
+    new, logits = decode(model, prompt, rolling=True, count=LONG, window=window)
+    before = model.config.window
+    model.config.window = window
+    try:
+        expected = decode(model, prompt, rolling=True, count=LONG)
+    finally:
+        model.config.window = before
+    assert torch.equal(new, expected[0])
+    assert ratio_of_norms(logits, expected[1]) <= 1e-6
+    assert ratio_of_norms(logits, decode(model, prompt, rolling=True, count=LONG)[1]) > 1e-4
+
+
 def test_the_cache_stays_small(model):
     output = model.generate(
         tokens(1, 3), rolling=True, max_new_tokens=200, do_sample=False, return_dict_in_generate=True
@@ -70,6 +98,18 @@ def test_ragged_rows_roll_each_in_its_own_time(model, side):
         alone, expected = decode(model, row, rolling=True, count=LONG)
         assert torch.equal(new[i], alone[0])
         assert ratio_of_norms(logits[i], expected[0]) <= 1e-6
+
+
+def test_rows_that_roll_at_different_times_take_no_more_room(model):
+    """As many slots side by side as the row with most has, however often the rows took turns."""
+    rows = [tokens(1, n, seed=n) for n in (40, 3, 29)]
+    ids, mask = padded(rows, "left")
+    cache = model.generate(
+        ids, attention_mask=mask, rolling=True, max_new_tokens=200, do_sample=False, return_dict_in_generate=True
+    ).past_key_values
+    segments = -(-(239 - WINDOW) // SEGMENT)
+    assert cache.memory.slot_counts == (SLOTS,) * segments
+    assert cache.memory.mask.sum(1).tolist() == [SLOTS * -(-(n + 199 - WINDOW) // SEGMENT) for n in (40, 3, 29)]
 
 
 @pytest.mark.parametrize("with_memory", [False, True])
@@ -153,6 +193,15 @@ def test_dropping_forgets_the_oldest(model):
     assert Rolling(max_slots=16, when_full="drop").bound(memory) is memory
 
 
+@pytest.mark.parametrize("when_full", ["drop", "recompress"])
+def test_the_head_is_not_forgotten(model, when_full):
+    memory = model.compress(tokens(2, 100), head_length=5)
+    bounded = Rolling(max_slots=4, when_full=when_full).bound(memory)
+    assert bounded.num_slots == 4
+    assert torch.equal(bounded.head_ids, tokens(2, 100)[:, :5])
+    assert torch.equal(bounded.local_ids, memory.local_ids)
+
+
 def test_dropping_goes_by_the_slots_of_each_segment(model):
     ids = tokens(1, 64)
     memory = model.compress(ids[:, 32:], memory=model.compress(ids[:, :32], ratio=2), ratio=16)
@@ -223,6 +272,7 @@ def test_a_budget_that_will_be_exceeded_is_refused_before_the_first_step(model):
         ({"rolling": True, "max_slots": 0}, "max_slots=0 must be a whole number of at least 1"),
         ({"rolling": True, "max_slots": 3, "when_full": "drop"}, "less than the 4 slots of one segment"),
         ({"rolling": True, "compress": False}, "exclude each other"),
+        ({"rolling": True, "window": 15}, "window=15 is shorter than segment_length=16"),
         ({"rolling": True, "prompt_lookup_num_tokens": 3}, "rolling=True and assisted generation"),
         ({"rolling": True, "cache_implementation": "static"}, "exclude each other: a rolling cache is filled anew"),
         ({"rolling": True, "use_cache": False}, "rolling=True .*does not work with use_cache=False"),

@@ -114,6 +114,21 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
+CHAT_TEMPLATE = (
+    "{% set names = {'system': 'w3', 'user': 'w4', 'assistant': 'w5'} %}"
+    "{% for message in messages %}{{ names[message.role] + ' ' + message.content + ' </s> w6 ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'w5 ' }}{% endif %}"
+)
+"""As ChatML, in words of `tokenizer`: a role, the message, an end token, and one more that no reply writes."""
+
+
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    """`tokenizer` with a chat template."""
+    made = tokenizer()
+    made.chat_template = CHAT_TEMPLATE
+    return made
+
+
 def words(ids: torch.Tensor) -> str:
     """The text of one row of ids `[T]` that `tokenizer` reads back as them."""
     return " ".join(f"w{i}" for i in ids.tolist())

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from rcc_hf.modeling.compressed_rcc import RCCMemory
 from rcc_hf.modeling.configuration_rcc import RCC_VERSION, RCCConfig
 from rcc_hf.modeling.modeling_rcc import RCCForCausalLM, RCCModel
+from rcc_hf.streams import RCCStream
 
 __version__ = RCC_VERSION
 
@@ -21,4 +22,4 @@ RCCConfig.register_for_auto_class()
 RCCModel.register_for_auto_class("AutoModel")
 RCCForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
-__all__ = ["RCCConfig", "RCCForCausalLM", "RCCMemory", "RCCModel", "__version__"]
+__all__ = ["RCCConfig", "RCCForCausalLM", "RCCMemory", "RCCModel", "RCCStream", "__version__"]

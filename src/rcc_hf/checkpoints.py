@@ -17,6 +17,9 @@ DTYPES: dict[str, torch.dtype | str] = {
     "float16": torch.float16,
 }
 
+NO_LIMIT = 10**30
+"""What tokenizers of transformers have as `model_max_length` when there is none."""
+
 
 def parse_dtype(name: str) -> torch.dtype | str:
     """A dtype by name; "auto" is the checkpoint's.
@@ -53,14 +56,19 @@ def load_model(name: str, base: str | None = None, dtype: str = "auto", **fresh:
 
 
 def load_tokenizer(model: RCCForCausalLM, name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of checkpoint `name`, or that of its base if it has none."""
+    """The tokenizer of checkpoint `name`, or that of its base if it has none.
+
+    The base's longest input is no limit of ours: saved with the checkpoint, it would have tokenizers and pipelines
+    warn of every long text.
+    """
     path = resolve_base(name)
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=True)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=True, model_max_length=NO_LIMIT)
     except (OSError, ValueError):
         if model.config.base_model_name_or_path is None:
             raise
-        return AutoTokenizer.from_pretrained(resolve_base(model.config.base_model_name_or_path))
+        path = resolve_base(model.config.base_model_name_or_path)
+        return AutoTokenizer.from_pretrained(path, model_max_length=NO_LIMIT)
 
 
 def ensure_reconstruction_prompt(model: RCCForCausalLM, tokenizer: PreTrainedTokenizerBase) -> list[int]:
