@@ -104,7 +104,7 @@ class RCCCache(Cache):
         return ReadOnlyLayer() if self.read_only else DynamicLayer()
 
     @staticmethod
-    def _put_entries(layer: CacheLayerMixin, keys: Tensor, values: Tensor) -> None:
+    def _put_entries(layer, keys: Tensor, values: Tensor) -> None:
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
 

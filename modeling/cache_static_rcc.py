@@ -37,7 +37,7 @@ class RCCStaticLayer(StaticLayer):
         self._map_rows(lambda rows: rows[indices.to(rows.device)])
 
     def _map_rows(self, function: Callable[[Tensor], Tensor]) -> None:
-        if self.is_initialized:
+        if self.keys is not None and self.values is not None:
             self.keys, self.values = write_over(self.keys, function), write_over(self.values, function)
             self.batch_size = len(self.keys)
 
@@ -87,7 +87,7 @@ class RCCStaticCache(RCCCache):
         """Entries in use: head, slots and local tokens."""
         return int(self.layers[0].cumulative_length)
 
-    def get_query_offset(self, layer_idx: int = 0) -> Tensor:
+    def get_query_offset(self, layer_idx: int = 0) -> Tensor | int:
         """The physical length as a tensor, from which masks are built."""
         return self.layers[layer_idx].cumulative_length
 
@@ -122,7 +122,7 @@ class RCCStaticCache(RCCCache):
             last = self.mask.sum(1, keepdim=True) - self.position_shift + new_entries - 1
             check_positions(config, self.physical_length + new_entries, last)
 
-    def rows_with_slots(self) -> Tensor:
+    def rows_with_slots(self) -> Tensor | None:
         return self._rows
 
     def _places(self, query_length: int, device) -> Tensor:

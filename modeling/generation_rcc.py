@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How `generate` meets memory: which cache it gets, and which of its modes cannot work."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import GenerationMixin
@@ -109,7 +111,8 @@ class RCCGenerationMixin(GenerationMixin):
             later=0 if rolling is None else new_tokens - 1,
         )
         plan.check(self.config, new_tokens if rolling is None else 1, rolling, ratio)
-        settings = {"compress_prompt": compress, "ratio": ratio, "head_length": head_length, "window": window}
+        settings: dict[str, Any] = {"compress_prompt": compress, "ratio": ratio, "head_length": head_length}
+        settings["window"] = window
         if generation_config.cache_implementation == "static":
             model_kwargs["past_key_values"] = self._static_cache(
                 generation_config, memory, plan.num_entries + new_tokens - 1, settings

@@ -21,13 +21,13 @@ class Plan:
         heads: raw tokens in front of the slots.
         slots: slots of the memory and of what is compressed.
         local: raw tokens behind them.
-        width: slots of the batch, padding included.
+        num_entries: entries of a cache, padding included.
     """
 
     heads: list[int]
     slots: list[int]
     local: list[int]
-    width: int
+    num_entries: int
 
     @classmethod
     def of(
@@ -70,12 +70,11 @@ class Plan:
         counts = [count_segments(length, segment, window) if compress else 0 for length in rest]
         local = [length - count * segment for length, count in zip(rest, counts, strict=True)]
         slots = [slot + count * (segment // ratio) for slot, count in zip(slots, counts, strict=True)]
-        return cls(heads, slots, local, width + max(counts) * (segment // ratio))
-
-    @property
-    def num_entries(self) -> int:
-        """Entries of a cache, padding included."""
-        return max(self.heads) + self.width + max(self.local)
+        if compress:  # rows are packed
+            return cls(heads, slots, local, max(heads) + width + max(counts) * (segment // ratio) + max(local))
+        # everything stays as padded as it is given
+        in_front = 0 if memory is None else memory.num_head + width + memory.num_local
+        return cls(heads, slots, local, in_front + prompt_length)
 
     def check(self, config, new_tokens: int, rolling: Rolling | None, ratio: int) -> None:
         """Refuse before the first step what would run out of slots or positions in the midst of generation.

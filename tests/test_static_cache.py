@@ -125,6 +125,27 @@ def test_keys_stay_where_they_are_and_fill_the_cache(mode, rows):
     assert static.get_max_length() == static.max_length
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("compress", [True, False], ids=["compressed", "raw"])
+@pytest.mark.parametrize("head", ["none", "one", "rows", "memory"])
+def test_heads_and_raw_prompts(head, compress, side):
+    """However the entries come about, the cache is filled to its end and never too short."""
+    model = never_ending(rcc_model())
+    ids, mask = padded([tokens(1, n, seed=n) for n in (20, 61, 3)], side)
+    arguments = {"input_ids": ids, "attention_mask": mask, "compress": compress}
+    if head == "memory":
+        context, context_mask = padded([tokens(1, n, seed=n) for n in (9, 54, 37)], side)
+        arguments["memory"] = model.compress(context, attention_mask=context_mask, head_length=5)
+    elif head != "none":
+        arguments["head_length"] = 5 if head == "one" else [0, 7, 2]
+    static, dynamic = whole(model, **arguments, **STATIC), whole(model, **arguments)
+    assert torch.equal(static.sequences, dynamic.sequences)
+    cache = static.past_key_values
+    assert cache.get_seq_length() == dynamic.past_key_values.get_seq_length()
+    if isinstance(dynamic.past_key_values, RCCCache):  # and not the base's own, for what is left to the base
+        assert cache.max_length == cache.physical_length == dynamic.past_key_values.physical_length
+
+
 @pytest.mark.parametrize(
     ("family", "overrides"),
     [("gemma3_text", {}), ("mistral", {}), ("qwen2", {"use_sliding_window": True, "max_window_layers": 1})],
