@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .segments_rcc import HeadLength, last_tokens, row_lengths
+from .segments_rcc import HeadLength, expand_head_length, last_tokens, row_lengths
 
 Block = tuple[int, int]
 """The slots of one segment of one row: the first one's place on the slot axis, and how many there are."""
@@ -56,7 +56,7 @@ def local_sizes(memory) -> list[int]:
 def head_lengths(memory, wanted: HeadLength) -> list[int]:
     """Raw tokens in front of every row as text is appended: `wanted` where there is nothing else so far, or else what
     there is."""
-    every = torch.as_tensor(wanted).expand(memory.batch_size).tolist()
+    every = expand_head_length(wanted, memory.batch_size).tolist()
     parts = zip(head_sizes(memory), every, row_blocks(memory), local_sizes(memory), strict=True)
     return [size if blocks or local else max(size, most) for size, most, blocks, local in parts]
 

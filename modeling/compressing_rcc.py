@@ -63,8 +63,8 @@ def _parts(model, inputs: Tensor, mask: Tensor | None, memory: RCCMemory | None,
             f"head_length={head_length} has no effect on a memory that is appended to: it keeps its head of "
             f"{memory.num_head} tokens. Leave it out"
         )
-    joined = join(memory.local_ids, memory.local_mask, inputs, mask)
-    return without_raw(memory), *fill_head(memory.head_ids, memory.head_mask, *joined, lengths)
+    inputs, mask = join(memory.local_ids, memory.local_mask, inputs, mask)
+    return without_raw(memory), *fill_head(memory.head_ids, memory.head_mask, inputs, mask, lengths)
 
 
 def choose_ratio(model, max_slots: int, counts: Sequence[int], memory: RCCMemory | None) -> int:

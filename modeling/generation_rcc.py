@@ -17,7 +17,7 @@ from .compressed_ops_rcc import head_lengths, head_sizes
 from .configuration_rcc import RCCConfig
 from .planning_rcc import Plan
 from .rolling_rcc import Rolling
-from .segments_rcc import HeadLength
+from .segments_rcc import HeadLength, expand_head_length
 
 logger = logging.get_logger(__name__)
 
@@ -111,8 +111,12 @@ class RCCGenerationMixin(GenerationMixin):
             later=0 if rolling is None else new_tokens - 1,
         )
         plan.check(self.config, new_tokens if rolling is None else 1, rolling, ratio)
-        settings: dict[str, Any] = {"compress_prompt": compress, "ratio": ratio, "head_length": head_length}
-        settings["window"] = window
+        settings: dict[str, Any] = {
+            "compress_prompt": compress,
+            "ratio": ratio,
+            "head_length": head_length,
+            "window": window,
+        }
         if generation_config.cache_implementation == "static":
             model_kwargs["past_key_values"] = self._static_cache(
                 generation_config, memory, plan.num_entries + new_tokens - 1, settings
@@ -148,7 +152,8 @@ class RCCGenerationMixin(GenerationMixin):
             sizes = head_sizes(memory)
             if given is None:
                 return torch.tensor(sizes)  # without slots, all raw tokens are cut anew when they roll
-            lengths = head_lengths(memory, torch.as_tensor(given).repeat_interleave(copies))
+            every = expand_head_length(given, memory.batch_size // copies).repeat_interleave(copies)
+            lengths = head_lengths(memory, every)
             if lengths == sizes:
                 raise ValueError(
                     f"head_length={given} has no effect behind a memory, which has a head of {memory.num_head} tokens. "

@@ -59,6 +59,21 @@ def last_tokens(inputs: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor | 
     return kept, (torch.arange(longest, device=inputs.device) >= longest - column).long()
 
 
+def expand_head_length(length: HeadLength, batch_size: int) -> Tensor:
+    """One number `[B]` for each row.
+
+    Raises:
+        ValueError: if a length is negative, or there is not one for each row.
+    """
+    lengths = torch.as_tensor(length).reshape(-1)
+    if len(lengths) not in (1, batch_size) or lengths.is_floating_point() or bool((lengths < 0).any()):
+        raise ValueError(
+            f"head_length={length!r} is not a number of tokens from 0 up, or one such number for each of the "
+            f"{batch_size} rows"
+        )
+    return lengths.expand(batch_size)
+
+
 def split_head(inputs: Tensor, mask: Tensor | None, length: HeadLength):
     """The first `length` real tokens of each row, and what is behind them.
 
@@ -70,12 +85,7 @@ def split_head(inputs: Tensor, mask: Tensor | None, length: HeadLength):
     """
     if isinstance(length, int) and length == 0:
         return inputs[:, :0], None, *pack_left(inputs, mask)
-    lengths = torch.as_tensor(length, device=inputs.device).reshape(-1, 1)
-    if len(lengths) not in (1, len(inputs)) or lengths.is_floating_point() or bool((lengths < 0).any()):
-        raise ValueError(
-            f"head_length={length!r} is not a number of tokens from 0 up, or one such number for each of the "
-            f"{len(inputs)} rows"
-        )
+    lengths = expand_head_length(length, len(inputs)).to(inputs.device)[:, None]
     real = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device) if mask is None else mask.bool().long()
     is_head = (real.cumsum(1) <= lengths).long() * real
     return *_only(inputs, is_head), *_only(inputs, real - is_head)
@@ -83,8 +93,8 @@ def split_head(inputs: Tensor, mask: Tensor | None, length: HeadLength):
 
 def fill_head(head: Tensor, head_mask: Tensor | None, inputs: Tensor, mask: Tensor | None, length: HeadLength):
     """Move tokens from the inputs to a head that has less than `length` of them; returns what `split_head` does."""
-    sizes = torch.tensor(row_lengths(head, head_mask), device=inputs.device)
-    missing = (torch.as_tensor(length, device=inputs.device).reshape(-1) - sizes).clamp(min=0)
+    sizes = torch.tensor(row_lengths(head, head_mask))
+    missing = (expand_head_length(length, len(inputs)).cpu() - sizes).clamp(min=0)
     if not bool(missing.any()):
         return head, head_mask, *pack_left(inputs, mask)
     more, more_mask, inputs, mask = split_head(inputs, mask, missing)

@@ -8,6 +8,7 @@ window on by more, which is cheaper; then tokens see some segments compressed th
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,9 +79,10 @@ def decode_windows(
         return _decode_rows(model, inputs, mask, memory, ratio, use_cache, **kwargs)
     rows, row_mask = split_documents(inputs, documents)
     outputs = _decode_rows(model, rows, row_mask, None, ratio, False, **kwargs)
+    last: Any = outputs.last_hidden_state  # the library's annotation allows None
     hidden = outputs.hidden_states
     return BaseModelOutputWithPast(
-        last_hidden_state=join_documents(outputs.last_hidden_state, documents, len(inputs)),
+        last_hidden_state=join_documents(last, documents, len(inputs)),
         hidden_states=None if hidden is None else tuple(join_documents(h, documents, len(inputs)) for h in hidden),
     )
 

@@ -104,20 +104,22 @@ def test_appending_keeps_the_head(model, memory):
         model.compress(more, memory=memory, head_length=3)
 
 
-def test_a_head_that_is_not_full_is_filled(model):
+@pytest.mark.parametrize("num_beams", [1, 2])
+@pytest.mark.parametrize("length", [HEAD, [HEAD], [HEAD] * 3])
+def test_a_head_that_is_not_full_is_filled(model, length, num_beams):
     """Row by row: one has text behind its head, one half a head, one nothing at all."""
     first, second = [tokens(1, n, seed=n)[0] for n in (40, 3, 0)], [tokens(1, n, seed=n)[0] for n in (50, 60, 20)]
     memory = model.compress(*pad(first), head_length=HEAD, window=WINDOW)
     assert memory.head_mask.sum(1).tolist() == [HEAD, 3, 0]
-    grown = model.compress(*pad(second, "right"), memory=memory, head_length=HEAD, window=WINDOW)
+    grown = model.compress(*pad(second, "right"), memory=memory, head_length=length, window=WINDOW)
     joined = [torch.cat(rows) for rows in zip(first, second, strict=True)]
     whole = model.compress(*pad(joined), head_length=HEAD, window=WINDOW)
     assert torch.equal(grown.head_ids, whole.head_ids)
     for layer, expected in zip(grown.layers, whole.layers, strict=True):
         assert all(ratio_of_norms(a, b) <= EXACT for a, b in zip(layer, expected, strict=True))
-    settings = {"rolling": True, "do_sample": False, "max_new_tokens": 60}
+    settings = {"rolling": True, "do_sample": False, "max_new_tokens": 60, "num_beams": num_beams}
     ids, mask = pad(second)
-    new = model.generate(ids, attention_mask=mask, memory=memory, head_length=HEAD, **settings)[:, ids.shape[1] :]
+    new = model.generate(ids, attention_mask=mask, memory=memory, head_length=length, **settings)[:, ids.shape[1] :]
     for i, row in enumerate(joined):
         mask = torch.ones_like(row[None])  # id 0 may be among the new tokens
         alone = model.generate(row[None], attention_mask=mask, head_length=HEAD, **settings)[:, len(row) :]
@@ -205,6 +207,9 @@ def test_a_head_goes_with_the_first_segment(model, memory, tmp_path):
 def test_impossible_lengths(model, length):
     with pytest.raises(ValueError, match=r"is not a number of tokens from 0 up, or one such number for each of the 2"):
         model.compress(tokens(2, 70), head_length=length)
+    memory = model.compress(tokens(2, 3), head_length=HEAD, window=WINDOW)
+    with pytest.raises(ValueError, match=r"is not a number of tokens from 0 up, or one such number for each of the 2"):
+        model.compress(tokens(2, 70), memory=memory, head_length=length)
 
 
 @pytest.mark.parametrize("length", [-1, 1.5, "4"])

@@ -12,7 +12,7 @@ from rcc_hf.modeling.compressed_ops_rcc import head_lengths, head_sizes
 from rcc_hf.modeling.compressed_rcc import RCCMemory
 from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
 from rcc_hf.modeling.rolling_rcc import Rolling
-from rcc_hf.modeling.segments_rcc import HeadLength, join, pack_left, row_lengths
+from rcc_hf.modeling.segments_rcc import HeadLength, expand_head_length, join, pack_left, row_lengths
 
 NOT_OURS = {
     "memory": "the stream has its own",
@@ -218,7 +218,7 @@ class RCCStream:
     def _check_head(self, memory: RCCMemory, head_length: HeadLength | None) -> None:
         if head_length is None:
             return
-        wanted = torch.as_tensor(head_length).expand(memory.batch_size).tolist()
+        wanted = expand_head_length(head_length, memory.batch_size).tolist()
         if head_lengths(memory, head_length) != wanted:
             raise ValueError(
                 f"head_length={head_length!r}, but the memory has heads of {head_sizes(memory)} tokens with text "
