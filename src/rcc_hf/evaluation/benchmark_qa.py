@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions about one document: files like those of SQuAD, Natural Questions, PolicyQA, SQuALITY and QMSum.
+
+Formats: https://rajpurkar.github.io/SQuAD-explorer/, https://github.com/wasiahmad/PolicyQA (as SQuAD),
+https://github.com/nyu-mll/SQuALITY, https://github.com/Yale-LILY/QMSum. These have no prompts of their own.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from rcc_hf.evaluation.examples import Example
+from rcc_hf.evaluation.prompts import Subset, fill
+
+__all__ = ["FORMATS", "qmsum", "questions", "squad", "squality"]
+
+_SHORT = Subset(
+    template=(
+        "{context}\n\nAnswer the question about the text above with a few words of it, and nothing else."
+        "\n\nQuestion: {question}\nAnswer:"
+    ),
+    answer_prefix="Answer:",
+    max_new_tokens=32,
+    metric="squad",
+)
+_SUMMARY = Subset(
+    template="{context}\n\nAnswer the question about the text above in a paragraph.\n\nQuestion: {question}\nAnswer:",
+    answer_prefix="Answer:",
+    max_new_tokens=512,
+    metric="rouge_stemmed",
+)
+
+
+def questions(row: Mapping[str, Any], subset: str) -> Iterator[Example]:
+    """The example of one flat record: a context (or document, passage), a question, and answers (or answer).
+
+    Answers are a text, a list, or SQuAD's `{"text": [...]}`; a question without any is left out.
+
+    Raises:
+        KeyError: a field is missing.
+    """
+    answers = row["answers"] if "answers" in row else row["answer"]
+    texts = _texts(answers)
+    if texts:
+        context = next((row[name] for name in ("context", "document", "passage") if name in row), None)
+        if context is None:
+            raise KeyError("context")
+        metadata = {name: row[name] for name in ("id", "source") if name in row}
+        yield fill(_SHORT, subset, texts, {"context": context, "question": row["question"]}, metadata)
+
+
+def _texts(answers: Any) -> list[str]:
+    if isinstance(answers, Mapping):
+        answers = answers["text"]
+    if isinstance(answers, str):
+        answers = [answers]
+    texts = (answer["text"] if isinstance(answer, Mapping) else answer for answer in answers)
+    return list(dict.fromkeys(text for text in texts if text))
+
+
+def squad(row: Mapping[str, Any], subset: str) -> Iterator[Example]:
+    """The examples of a SQuAD file, or of one of its articles, paragraphs or flat records.
+
+    Raises:
+        KeyError: a field is missing.
+    """
+    if "data" in row or "paragraphs" in row:
+        for inner in row["data"] if "data" in row else row["paragraphs"]:
+            yield from squad(inner, subset)
+    elif "qas" in row:
+        for asked in row["qas"]:
+            if not asked.get("is_impossible"):
+                yield from questions({**asked, "context": row["context"]}, subset)
+    else:
+        yield from questions(row, subset)
+
+
+def squality(row: Mapping[str, Any], subset: str) -> Iterator[Example]:
+    """The examples of one story, each question with the summaries of all writers.
+
+    Raises:
+        KeyError: a field is missing.
+    """
+    for asked in row["questions"]:
+        answers = [response["response_text"] for response in asked["responses"]]
+        values = {"context": row["document"], "question": asked["question_text"]}
+        yield fill(_SUMMARY, subset, answers, values)
+
+
+def qmsum(row: Mapping[str, Any], subset: str) -> Iterator[Example]:
+    """The examples of one meeting: its general and its specific queries.
+
+    Raises:
+        KeyError: a field is missing.
+    """
+    transcript = "\n".join(f"{turn['speaker']}: {turn['content']}" for turn in row["meeting_transcripts"])
+    for kind in ("general", "specific"):
+        for asked in row[f"{kind}_query_list"]:
+            values = {"context": transcript, "question": asked["query"]}
+            yield fill(_SUMMARY, subset, [asked["answer"]], values, {"kind": kind})
+
+
+FORMATS: dict[str, Callable[[Mapping[str, Any], str], Iterator[Example]]] = {
+    "squad": squad,
+    "nq": questions,
+    "policyqa": squad,
+    "squality": squality,
+    "qmsum": qmsum,
+}
+"""Of each format the function that makes examples of a record."""
