@@ -185,10 +185,12 @@ def _evaluate(shared: _Run, ratio: int, path: Path) -> dict[str, Any]:
     method = make_method(settings.method, model, ratio, **options)
     common: dict[str, Any] = {"about": _about(shared, ratio), "progress": settings.progress}
     config = {**shared.config, "ratio": ratio, **_names_of_kvpress(shared, ratio)}
+    if settings.task == "cost":  # nothing else depends on it
+        config["batch_size"] = settings.batch_size or 1
     with RunFolder(path, config, process_index=shared.processes.index) as folder:
         if shared.processes.index == 0:
             run = {"batch_size": settings.batch_size, "environment": describe_environment(model.device)}
-            _write_json(path / "config.json", config | run)
+            _write_json(path / "config.json", run | config)
         if settings.task == "cost":
             common |= {"num_runs": task.num_examples or 5, "batch_size": settings.batch_size or 1}
             return evaluate_cost(model, shared.tokenizer, work.examples, method, folder, **common)
