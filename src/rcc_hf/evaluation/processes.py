@@ -51,7 +51,9 @@ def join_processes() -> Processes:
     distributed = torch.distributed
     if not distributed.is_available() or not (distributed.is_initialized() or distributed.is_torchelastic_launched()):
         return Processes()
-    state = import_optional("accelerate", "train").PartialState(timeout=_PATIENCE)
+    # Left to itself, accelerate takes several processes without a GPU for single ones.
+    is_cpu = not torch.accelerator.is_available()
+    state = import_optional("accelerate", "train").PartialState(cpu=is_cpu, timeout=_PATIENCE)
     return Processes(state.process_index, state.num_processes, str(state.device))
 
 
