@@ -127,6 +127,7 @@ def test_a_plain_base_has_every_method_but_ours(folder, tmp_path, capsys):
     status, metrics = run(folder, tmp_path / "full", "reconstruction", *arguments, "--method", "full", model="base")
     assert status == 0
     assert metrics["scored_tokens"] == 15
+    assert json.loads((tmp_path / "full" / "config.json").read_text())["compression_ratio"] == 0
     assert metrics["entries_per_example"] == sum((len(TEXT) - start) // 32 * 32 for start in (0, 1, 40)) / 3
     assert run(folder, tmp_path / "rcc", "reconstruction", *arguments, model="base") == (2, None)
     assert "rcc" in capsys.readouterr().err

@@ -28,6 +28,9 @@ from rcc_hf.modeling.fingerprint_rcc import fingerprint
 from rcc_hf.objectives import RECONSTRUCTION_PROMPT
 from rcc_hf.smollm import resolve_base
 
+# What kvpress calls compression ratio is the share that is left out.
+_WITHOUT_RATIO = {"full": 0.0, "wrong": 0.0, "none": 1.0}
+
 Task = Literal["reconstruction", "passkey", "needles", "ruler", "qa", "benchmark", "perplexity", "cost"]
 
 
@@ -216,7 +219,7 @@ def _names_of_kvpress(shared: _Run, ratio: int) -> dict[str, Any]:
         "dataset": shared.task.benchmark or shared.settings.task,
         "data_dir": ",".join(shared.task.subsets or []) or None,
         "press_name": shared.settings.method,
-        "compression_ratio": 1 - 1 / ratio,
+        "compression_ratio": _WITHOUT_RATIO.get(shared.settings.method, 1 - 1 / ratio),
         "query_aware": False,
     }
 

@@ -24,7 +24,7 @@ def describe_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
     """
     device = torch.device(device)
     found: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "device_type": device.type,
         "num_devices": torch.cuda.device_count() if device.type == "cuda" else 1,
         "cpu_count": os.cpu_count(),
@@ -38,6 +38,14 @@ def describe_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         "commit": _commit(Path(__file__).parent),
     }
     return found
+
+
+def _cpu_name() -> str:
+    """The name that Linux knows; elsewhere, and where it knows none, the architecture."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def _commit(folder: Path) -> str | None:
