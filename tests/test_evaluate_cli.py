@@ -106,17 +106,20 @@ def test_a_finished_run_is_not_repeated_and_another_one_is_refused(folder, tmp_p
     "arguments",
     [
         ("passkey", "--lengths", 300, "--depths", 0.5, "--num_examples", 2),
-        ("needles", "--lengths", 600, "--fillers", "words", "--fraction", 0.2, "--num_needles", 2, "--num_queries", 1),
-        ("ruler", "--lengths", 900, "--ruler_tasks", "niah_single_1", "--num_examples", 1, "--max_new_tokens", 3),
+        ("needles", "--lengths", 600, "--fillers", "words", "--fraction", 0.4, "--num_needles", 2, "--num_queries", 1),
+        ("ruler", "--lengths", 900, "--ruler_tasks", "niah_single_1", "--num_examples", 2, "--max_new_tokens", 3),
         ("perplexity", "--data", "texts.jsonl", "--lengths", 0, 32, "--num_tokens", 8, "--num_examples", 2),
         ("cost", "--lengths", 64, "--num_tokens", 3, "--num_examples", 1),
     ],
     ids=lambda arguments: arguments[0],
 )
-@pytest.mark.parametrize("method", ["rcc", "full", "none"])
-def test_every_task_runs_with_every_kind_of_method(arguments, method, folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", METHODS)
+def test_every_task_runs_with_every_method(arguments, method, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     status, metrics = run(folder, tmp_path / "out", *arguments, "--method", method)
+    if arguments[0] == "cost" and method.startswith("wrong"):
+        assert (status, metrics) == (2, None)
+        return
     assert status == 0
     assert (metrics["task"], metrics["method"]) == (arguments[0], method)
     assert metrics["groups"]
@@ -142,6 +145,8 @@ def test_a_plain_base_has_every_method_but_ours(folder, tmp_path, capsys):
         ("passkey", ["--lengths", 9], "tokens are too few"),
         ("passkey", ["--segment_length", 32], "can be set for a plain base only"),
         ("passkey", ["--chat"], "this tokenizer has none"),
+        ("passkey", ["--method", "wrong", "--lengths", 300, "--depths", 0], "there is only one; give more examples"),
+        ("cost", ["--method", "wrong-rcc"], "wrong-rcc costs what the method does whose reading it takes"),
         ("qa", [], "qa needs data"),
         ("qa", ["--data", "absent.jsonl"], "absent.jsonl"),
         ("reconstruction", ["--data", "qa.jsonl"], 'qa.jsonl, line 1: expected {"text": ...}'),

@@ -101,6 +101,8 @@ def run(argv: list[str]) -> int:
     )
     if settings.method not in METHODS:
         raise ValueError(f"there is no method {settings.method!r}; choose one of {', '.join(METHODS)}")
+    if settings.task == "cost" and _is_control(settings.method):
+        raise ValueError(f"{settings.method} costs what the method does whose reading it takes; measure that one")
     check_data(settings.task, task)
     processes = join_processes()
     try:
@@ -182,7 +184,7 @@ def _segment_length(model: PreTrainedModel, settings: EvaluateSettings) -> int:
 def _evaluate(shared: _Run, ratio: int, path: Path) -> dict[str, Any]:
     """One run in its folder."""
     settings, task, work, model = shared.settings, shared.task, shared.work, shared.model
-    options: dict[str, Any] = {"others": work.contexts()} if settings.method.startswith("wrong") else {}
+    options = _others(settings.method, work)
     if settings.segment_length is not None and not _is_rcc(model):
         options["segment_length"] = settings.segment_length
     method = make_method(settings.method, model, ratio, **options)
@@ -203,6 +205,20 @@ def _evaluate(shared: _Run, ratio: int, path: Path) -> dict[str, Any]:
             return evaluate_perplexity(model, work.continuations, method, folder, **common)
         common |= {"encode": work.encode, "group_by": GROUP_BY[settings.task]}
         return evaluate(model, shared.tokenizer, work.examples, method, folder, **common)
+
+
+def _others(method: str, work: _Work) -> dict[str, Any]:
+    """Contexts that a control reads where its batch has no second one."""
+    if not _is_control(method):
+        return {}
+    contexts = work.contexts()
+    if len(contexts) < 2:
+        raise ValueError(f"{method} reads the context of another example, and there is only one; give more examples")
+    return {"others": contexts}
+
+
+def _is_control(method: str) -> bool:
+    return method.startswith("wrong")
 
 
 def _about(shared: _Run, ratio: int) -> dict[str, Any]:
