@@ -111,7 +111,7 @@ def reconstruction_example(
     return Example(
         context=text,
         question=prompt,
-        answer=tokenizer.decode(scored.tolist(), skip_special_tokens=True),
+        answer=str(tokenizer.decode(scored.tolist(), skip_special_tokens=True)),
         max_new_tokens=len(scored),
         task="reconstruction",
         metric="reconstruction",

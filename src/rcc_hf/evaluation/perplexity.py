@@ -60,9 +60,9 @@ def continuations(tokenizer: PreTrainedTokenizerBase, settings: TaskSettings) ->
         for history in histories:
             before = documents[document][first - history : first]
             example = Example(
-                context=tokenizer.decode(before.tolist()),
+                context=str(tokenizer.decode(before.tolist())),
                 question="",
-                answer=tokenizer.decode(target.tolist()),
+                answer=str(tokenizer.decode(target.tolist())),
                 max_new_tokens=num_tokens,
                 task="perplexity",
                 metadata={"history": history, "document": document, "first_token": first},

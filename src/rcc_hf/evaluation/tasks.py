@@ -237,10 +237,11 @@ def _ruler(tokenizer: PreTrainedTokenizerBase, settings: TaskSettings) -> list[C
 def _from_file(task: str, settings: TaskSettings) -> list[Cell]:
     check_data(task, settings)
     source = str(settings.data)
+    subsets: Sequence[str | None] = settings.subsets or (None,)
     if settings.benchmark is not None:
         found = [
             example
-            for subset in settings.subsets or [None]
+            for subset in subsets
             for example in read_benchmark(settings.benchmark, source, subset, split=settings.split)
         ]
     else:
