@@ -22,20 +22,13 @@ def surroundings(device: str | torch.device = "cpu") -> dict[str, Any]:
     Args:
         device: where the numbers were measured.
     """
-    here = Path(__file__).parent
-    try:
-        commit, changes = (
-            subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True).stdout.strip()
-            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
-    except FileNotFoundError:  # no git here
-        commit, changes = "", ""
+    commit, changes = _commit()
     called = Path(sys.argv[0])
     program = [called.name] if called.is_absolute() or called.suffix != ".py" else ["python", str(called)]
     is_cuda = torch.device(device).type == "cuda"
     return {
-        "commit": commit or None,
-        "uncommitted_changes": bool(changes),
+        "commit": commit,
+        "uncommitted_changes": changes,
         "command": [*program, *sys.argv[1:]],
         "versions": {
             "rcc_hf": RCC_VERSION,
@@ -43,7 +36,32 @@ def surroundings(device: str | torch.device = "cpu") -> dict[str, Any]:
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
-        "hardware": torch.cuda.get_device_name(device) if is_cuda else f"{platform.machine()} CPU",
+        "hardware": torch.cuda.get_device_name(device) if is_cuda else f"{_cpu_name()} CPU",
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
+
+
+def _commit() -> tuple[str | None, bool]:
+    """The commit of the checkout that this file belongs to, and whether files differ from it; None outside of one."""
+    folder = Path(__file__).parent
+    commands = (["ls-files", "--error-unmatch", Path(__file__).name], ["rev-parse", "HEAD"])
+    commands += (["status", "--porcelain", "--untracked-files=no"],)
+    output = []
+    for command in commands:  # the first: a checkout around an environment with this library in it is another one
+        try:
+            done = subprocess.run(["git", "-C", folder, *command], capture_output=True, text=True, check=False)
+        except FileNotFoundError:  # no git here
+            return None, False
+        if done.returncode:
+            return None, False
+        output.append(done.stdout.strip())
+    return output[1], bool(output[2])
+
+
+def _cpu_name() -> str:
+    """The name that Linux knows; elsewhere, and where it knows none, the architecture."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

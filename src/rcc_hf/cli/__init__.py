@@ -10,6 +10,7 @@ COMMANDS = {
     "compress": "compress a text into a memory and save it",
     "generate": "generate text, behind a memory or a long context",
     "chat": "chat for as long as you like, in bounded memory",
+    "evaluate": "measure a model on a task",
 }
 
 

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Examples as token ids: what is compressed, and the prompt behind it."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rcc_hf.evaluation.examples import Example
+
+__all__ = ["Encoder", "TextEncoder", "encode_text"]
+
+Encoder = Callable[[Example], tuple[Tensor, Tensor]]
+"""Gives the ids of the context `[T]` and of the prompt `[t]`."""
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
+    """Ids `[T]` without special tokens."""
+    return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long)
+
+
+class TextEncoder:
+    """Encodes the context alone, and question and prefix as one text."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, chat: bool = False, max_context_length: int | None = None
+    ):
+        """Args:
+            tokenizer: Of the model.
+            chat: Whether the question is a message in the tokenizer's chat template, and the prefix how its answer
+                begins. The context stands in front of both, outside the template, as with `rcc generate --chat`.
+            max_context_length: What is longer loses its end, as in kvpress; tokens.
+
+        Raises:
+            ValueError: chat is wanted, and the tokenizer has no template.
+        """
+        if chat and not tokenizer.chat_template:
+            raise ValueError("chat needs a chat template, and this tokenizer has none; leave it out")
+        self._tokenizer, self._chat, self._max_context_length = tokenizer, chat, max_context_length
+
+    def __call__(self, example: Example) -> tuple[Tensor, Tensor]:
+        """Ids of context and prompt.
+
+        Raises:
+            ValueError: the prompt would be empty.
+        """
+        question = example.question
+        if self._chat:
+            message = [{"role": "user", "content": question.strip()}]
+            template = self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+            question = str(template)
+        prompt = encode_text(self._tokenizer, question + example.answer_prefix)
+        if not len(prompt):
+            raise ValueError(
+                f"an example of task {example.task!r} has neither question nor answer_prefix; a model needs a prompt "
+                "behind the context, so give at least one of them"
+            )
+        return encode_text(self._tokenizer, example.context)[: self._max_context_length], prompt

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Controls: the reading of another example's context, which an answer must not come from."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rcc_hf.evaluation.methods_base import Reading
+from rcc_hf.evaluation.methods_decoding import check_ids
+from rcc_hf.evaluation.methods_raw import Full
+from rcc_hf.evaluation.methods_rcc import Compressed
+
+__all__ = ["Wrong", "WrongCompressed", "choose_others"]
+
+
+def choose_others(contexts: Sequence[Tensor], others: Sequence[Tensor] = ()) -> list[Tensor]:
+    """For each context another one: the next of the batch, around its end, or else of `others`, that differs from it.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    chosen = []
+    for index, context in enumerate(contexts):
+        candidates = (*contexts[index + 1 :], *contexts[:index], *others)
+        found = next((other for other in candidates if not torch.equal(other.cpu(), context.cpu())), None)
+        if found is None:
+            raise ValueError(
+                f"context {index} of {len(contexts)} has no other beside it to be read in its place; read at least two "
+                "different contexts at a time, or give some as others="
+            )
+        chosen.append(found)
+    return chosen
+
+
+class Wrong(Full):
+    """`full` of another context.
+
+    Args:
+        model: as for `ContextMethod`.
+        others: contexts `[T]` to take where a batch has no second one.
+        options: as for `ContextMethod`.
+    """
+
+    name = "wrong"
+
+    def __init__(self, model: PreTrainedModel, *, others: Sequence[Tensor] = (), **options: Any):
+        super().__init__(model, **options)
+        self._others = tuple(others)
+
+    def read(self, contexts: Sequence[Tensor]) -> Reading:
+        check_ids("contexts", contexts)
+        return super().read(choose_others(contexts, self._others))
+
+
+class WrongCompressed(Compressed):
+    """`rcc` of another context; arguments are those of `Wrong`."""
+
+    name = "wrong-rcc"
+
+    def __init__(self, model: PreTrainedModel, *, others: Sequence[Tensor] = (), **options: Any):
+        super().__init__(model, **options)
+        self._others = tuple(others)
+
+    def read(self, contexts: Sequence[Tensor]) -> Reading:
+        check_ids("contexts", contexts)
+        return super().read(choose_others(contexts, self._others))

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reconstruction: texts, or passages of documents, that are compressed whole and have to be written down again."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rcc_hf.data import BUNDLED, read_documents
+from rcc_hf.evaluation.encoding import encode_text
+from rcc_hf.evaluation.examples import Example, read_rows
+
+__all__ = ["ReconstructionEncoder", "Tail", "choose_places", "passages", "read_texts", "reconstruction_example"]
+
+Tail = Literal["cut", "raw", "pad"]
+"""What becomes of tokens behind the last whole segment of a text."""
+
+_SURPLUS = 32
+
+
+def read_texts(source: str) -> Iterator[tuple[str, str]]:
+    """Texts with their place for messages: lines of a `.jsonl` file with `text`, or whatever `read_documents` reads.
+
+    Raises:
+        ValueError: a line has no text, or there is nothing to read.
+    """
+    if source in BUNDLED or Path(source).suffix != ".jsonl":
+        yield from ((f"{source}, document {number}", text) for number, text in enumerate(read_documents(source), 1))
+        return
+    if not Path(source).is_file():
+        raise ValueError(f"there is no file {source}")
+    for place, row in read_rows(source):
+        if not isinstance(row.get("text"), str):
+            raise ValueError(f'{place}: expected {{"text": ...}} with a string, found {", ".join(row) or "nothing"}')
+        yield place, row["text"]
+
+
+@dataclass(frozen=True)
+class ReconstructionEncoder:
+    """The ids of a text that are compressed, and those of the prompt that asks for them.
+
+    Attributes:
+        tokenizer: Of the model.
+        prompt_ids: Behind the context.
+        fill_id: Fills up the last segment where the text is padded.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    prompt_ids: Sequence[int]
+    fill_id: int | None = None
+
+    def __call__(self, example: Example) -> tuple[Tensor, Tensor]:
+        """Ids of context and prompt.
+
+        Raises:
+            ValueError: there is nothing to fill a segment up with.
+        """
+        length = example.metadata["length"]
+        ids = encode_text(self.tokenizer, example.context)[:length]
+        if len(ids) < length:
+            if self.fill_id is None:
+                raise ValueError("the tokenizer has no end-of-text token to fill a segment up with; use another tail")
+            ids = torch.cat([ids, ids.new_full((length - len(ids),), self.fill_id)])
+        return ids, torch.tensor(list(self.prompt_ids), dtype=torch.long)
+
+
+def reconstruction_example(
+    text: str,
+    tokenizer: PreTrainedTokenizerBase,
+    segment_length: int,
+    prompt: str,
+    *,
+    tail: Tail = "cut",
+    length: int | None = None,
+    max_new_tokens: int | None = None,
+    place: str = "",
+) -> Example:
+    """A text that is to be written down again.
+
+    Args:
+        text: The text.
+        tokenizer: Of the model.
+        segment_length: Tokens that are compressed together.
+        prompt: Asks for it.
+        tail: `cut`: only whole segments are read and scored; `raw`: all is, and what is behind the last whole segment
+            stays raw; `pad`: all is, with a last segment that is filled up.
+        length: Read only so many tokens of the text.
+        max_new_tokens: Write, and score, only the first so many.
+        place: Where the text was found, for messages.
+
+    Raises:
+        ValueError: the text has less than a segment, and is not padded.
+    """
+    ids = encode_text(tokenizer, text)
+    total = len(ids)
+    ids = ids[:length]
+    whole = len(ids) - len(ids) % segment_length
+    if not len(ids) or (not whole and tail != "pad"):
+        raise ValueError(
+            f"{place}{place and ': '}the text has {len(ids)} tokens, less than a segment of {segment_length}; leave it "
+            "out, give a longer one, or have the segment filled up (tail: pad)"
+        )
+    padded = -(-len(ids) // segment_length) * segment_length
+    read = {"cut": whole, "raw": len(ids), "pad": padded}[tail]
+    scored = ids[: min(read, max_new_tokens or read)]
+    return Example(
+        context=text,
+        question=prompt,
+        answer=str(tokenizer.decode(scored.tolist(), skip_special_tokens=True)),
+        max_new_tokens=len(scored),
+        task="reconstruction",
+        metric="reconstruction",
+        metadata={
+            "length": read,
+            "context_tokens": read,
+            "text_tokens": total if length is None else len(ids),
+            "scored_tokens": len(scored),
+            "tail": tail,
+        },
+    )
+
+
+def choose_places(sizes: Sequence[int], length: int, count: int, seed: int) -> list[tuple[int, int]]:
+    """Document and first token of passages that do not overlap (where there are enough), in order.
+
+    Args:
+        sizes: Tokens of each document.
+        length: Tokens of a passage.
+        count: How many; less where the documents have no more.
+        seed: Other ones for another seed.
+
+    Raises:
+        ValueError: no document has so many tokens.
+    """
+    starts = [(document, start) for document, size in enumerate(sizes) for start in range(0, size - length + 1, length)]
+    if not starts:
+        raise ValueError(
+            f"no document has {length} tokens, the longest has {max(sizes, default=0)}; give shorter lengths, or "
+            "longer documents as data"
+        )
+    return sorted(random.Random(f"{seed}|{length}").sample(starts, min(count, len(starts))))
+
+
+def passages(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, count: int, seed: int) -> list[str]:
+    """Passages of at least `length` tokens from documents, evenly likely.
+
+    A passage is a little longer than asked for, since its beginning alone may be tokenized otherwise.
+
+    Raises:
+        ValueError: no document is that long.
+    """
+    documents = [encode_text(tokenizer, text) for text in texts]
+    places = choose_places(list(map(len, documents)), length + _SURPLUS, count, seed)
+    return [
+        str(tokenizer.decode(documents[index][start : start + length + _SURPLUS].tolist())) for index, start in places
+    ]
