@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "train a compressor to reconstruct text",
     "compress": "compress a text into a memory and save it",
     "generate": "generate text, behind a memory or a long context",
+    "plot": "draw results of evaluations",
 }
 
 
