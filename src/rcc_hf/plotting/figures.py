@@ -79,7 +79,8 @@ def _draw_panel(
     if kind == "perplexity":
         name = metric or _perplexity_metric(panel)
         if panel.task == "perplexity" and name in PERPLEXITIES:
-            yield file_name((name, panel.data)), plot_perplexity(panel, name, styles, title)
+            named = None if name == kind else name
+            yield file_name((kind, named, panel.data)), plot_perplexity(panel, name, styles, title)
         return
     chosen = None if panel.task == "cost" else choose_metric(panel, metric)
     if chosen is None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
@@ -32,13 +33,20 @@ def plot_heatmap(result: Result, metric: str, title: str | None = None) -> Figur
     axes.set_title(_note(result, metric), loc="left", color=GREY, fontsize=9.5)
     is_share = bool(np.nanmin(table) >= 0 and np.nanmax(table) <= 1)
     norm = Normalize(0, 1) if is_share else Normalize(float(np.nanmin(table)), float(np.nanmax(table)))
-    colours = colormaps["viridis_r" if metric in LOWER_IS_BETTER else "viridis"]
+    colours = colormaps["viridis_r" if metric in LOWER_IS_BETTER else "viridis"].resampled(64)
     axes.set_facecolor("#eeeeee")
     mesh = axes.pcolormesh(np.ma.masked_invalid(table), cmap=colours, norm=norm, edgecolors="white", linewidth=1)
-    figure.colorbar(mesh, ax=axes, pad=0.015, aspect=18, label=metric_text(metric)).outline.set_visible(False)  # type: ignore[operator]
+    _add_colour_bar(figure, axes, mesh, metric)
     _label(axes, lengths, depths)
     _write_numbers(axes, table, colours(norm(table)), is_share=is_share)
     return figure
+
+
+def _add_colour_bar(figure: Figure, axes: Axes, mesh: QuadMesh, metric: str) -> None:
+    bar = figure.colorbar(mesh, ax=axes, pad=0.015, aspect=18, label=metric_text(metric))
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    # paths in SVG too, without seams, not an image inside it
+    bar.solids.set(rasterized=False, edgecolor="face", linewidth=0.5)
 
 
 def _mean(cells: Mapping[tuple, Value], length: float, depth: float) -> float:
