@@ -195,12 +195,18 @@ def test_cost_draws_a_panel_for_each_measurement(cost):
 
 
 def test_cost_without_peak_memory_leaves_its_panel_out(tmp_path):
-    groups = [{"length": x, "time_to_first_token": 1 + x / 1e4, "nbytes": x, "peak_bytes": None} for x in (512, 1024)]
+    measured = {"time_to_first_token": 1.5, "decode_tokens_per_second": 60, "peak_bytes": None, "nbytes": 2**20}
+    groups = [{"length": x} | measured for x in (512, 1024)]
     write(tmp_path, metrics("cost", "rcc", 8, overall={}, groups=groups))
     figure = draw(read_results([tmp_path]))["cost"]
     titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles == ["time to first token (s)", "memory kept of the context"]
+    assert titles == ["time to first token (s)", "decoding (tokens/s)", "memory kept of the context"]
     assert figure.axes[0].get_ylim()[0] == 0
+
+
+def test_cost_of_no_context_alone_has_no_panel_of_what_is_kept(tmp_path):
+    write(tmp_path, metrics("cost", "none", overall={}, groups=[{"length": 512, "peak_bytes": 2**30, "nbytes": 0}]))
+    assert [axes.get_title(loc="left") for axes in draw(read_results([tmp_path]))["cost"].axes] == ["peak memory"]
 
 
 def test_perplexity_draws_what_the_groups_have_by_history(perplexity):
@@ -265,7 +271,7 @@ def test_the_command_writes_both_formats_and_the_same_bytes_again(qa, passkey, c
 
 
 def test_settings_of_the_user_change_nothing_and_are_not_changed(qa, tmp_path):
-    with mpl.rc_context({"font.size": 30, "svg.hashsalt": "mine", "lines.linewidth": 9}):
+    with mpl.rc_context({"font.size": 30, "svg.hashsalt": "mine", "axes.facecolor": "red"}):
         before = dict(mpl.rcParams)
         save(draw(read_results([qa]), kind="ratio"), tmp_path / "theirs", ["svg"])
         assert dict(mpl.rcParams) == before

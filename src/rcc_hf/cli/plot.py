@@ -2,7 +2,7 @@
 """`rcc plot`: results of evaluations become figures."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import HfArgumentParser
 
@@ -25,7 +25,8 @@ class PlotSettings:
 
 def run(argv: list[str]) -> int:
     """Read, draw and save."""
-    parser = HfArgumentParser([PlotSettings], prog="rcc plot", description="Draw results of rcc evaluate.")
+    classes: list[Any] = [PlotSettings]
+    parser = HfArgumentParser(classes, prog="rcc plot", description="Draw results of rcc evaluate.")
     parser.add_argument("results", nargs="+", help="metrics.json files, or folders that are searched for them")
     settings, names = parser.parse_args_into_dataclasses(args=argv)
     figures = import_optional("rcc_hf.plotting.figures", extra="plot")

@@ -4,9 +4,9 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from typing import Literal
 
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.ticker import (
     FixedLocator,
     FuncFormatter,
@@ -19,6 +19,7 @@ from matplotlib.ticker import (
 
 __all__ = ["bytes_axis", "number_axis", "score_axis", "values_axis"]
 
+XY = Literal["x", "y"]
 DECADE = 10
 
 
@@ -45,36 +46,37 @@ def values_axis(axes: Axes, values: Iterable[float], text: Callable[[float], str
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
 
 
-def bytes_axis(axis: Axis, values: Iterable[float], text: Callable[[float], str]) -> None:
+def bytes_axis(axes: Axes, which: XY, values: Iterable[float], text: Callable[[float], str]) -> None:
     """An axis of bytes: logarithmic with ticks at powers of two if they span much, otherwise linear from zero.
 
     Args:
-        axis: Either of the two.
+        axes: Whose axis it is.
+        which: Of the two.
         values: Positive.
         text: Of a tick.
     """
-    values = sorted(values)
+    values, axis = sorted(values), axes.xaxis if which == "x" else axes.yaxis
     span = math.log2(values[-1] / values[0])
     if span >= 3:
-        axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+        axes.set(**{f"{which}scale": "log"})
         axis.set_major_locator(LogLocator(base=2 ** max(1, math.ceil(span / 7)), numticks=20))
     else:
         unit = 1024 ** int(math.log(values[-1], 1024))
         ticks = unit * MaxNLocator(nbins=6).tick_values(0, 1.05 * values[-1] / unit)
-        axis.axes.set(**{f"{axis.axis_name}lim": (0, ticks[-1])})
+        axes.set(**{f"{which}lim": (0, ticks[-1])})
         axis.set_major_locator(FixedLocator(ticks))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
 
 
-def number_axis(axis: Axis, values: Sequence[float]) -> None:
-    """Logarithmic where the values span a decade, from zero where they do not."""
+def number_axis(axes: Axes, values: Sequence[float]) -> None:
+    """A y axis, logarithmic where the values span a decade, from zero where they do not."""
     if min(values) > 0 and max(values) >= DECADE * min(values):
-        axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-        axis.set_major_formatter(LogFormatterSciNotation() if max(values) >= 1e6 else FuncFormatter(_plain))
-        axis.set_minor_formatter(NullFormatter())
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatterSciNotation() if max(values) >= 1e6 else FuncFormatter(_plain))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     else:
-        axis.axes.set_ylim(bottom=min(0, *values), top=1.12 * max(values) or 1)
+        axes.set_ylim(bottom=min(0, *values), top=1.12 * max(values) or 1)
 
 
 def _plain(value: float, _: int) -> str:

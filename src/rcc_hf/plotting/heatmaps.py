@@ -44,7 +44,8 @@ def plot_heatmap(result: Result, metric: str, title: str | None = None) -> Figur
 
 def _add_colour_bar(figure: Figure, axes: Axes, mesh: QuadMesh, metric: str) -> None:
     bar = figure.colorbar(mesh, ax=axes, pad=0.015, aspect=18, label=metric_text(metric))
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
+    assert bar.solids is not None
     # paths in SVG too, without seams, not an image inside it
     bar.solids.set(rasterized=False, edgecolor="face", linewidth=0.5)
 

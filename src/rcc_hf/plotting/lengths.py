@@ -31,19 +31,17 @@ def plot_cost(panel: Panel, styles: Mapping[str, Style], title: str | None = Non
     Zeros, such as the bytes of no context, have no place on a logarithmic axis and are left out there.
     """
     lines = split_by_ratio(panel)
-    measured = {name: curves for name in COSTS if any(curves := _curves(lines, "length", name))}
+    measured = {name: curves for name in COSTS if any(curves := _costs(lines, name))}
     if not measured:
         return None
     rows, columns = (len(measured) + 1) // 2, min(2, len(measured))
     figure, all_axes = new_figure(title or task_text("cost", panel.data), 1.3 + 2.7 * rows, rows, columns)
     handles: dict[str, Line2D] = {}
     for axes, (name, curves) in zip(all_axes, measured.items(), strict=False):
-        is_bytes = name.endswith("bytes")
-        kept = [_positive(curve) if is_bytes else curve for curve in curves]
-        handles |= _draw(axes, lines, kept, styles)
-        values = [value.mean for curve in kept for value in curve.values()]
-        bytes_axis(axes.yaxis, values, bytes_text) if is_bytes else number_axis(axes.yaxis, values)
-        values_axis(axes, [key[0] for curve in kept for key in curve], tokens_text)
+        handles |= _draw(axes, lines, curves, styles)
+        values = [value.mean for curve in curves for value in curve.values()]
+        bytes_axis(axes, "y", values, bytes_text) if name.endswith("bytes") else number_axis(axes, values)
+        values_axis(axes, [key[0] for curve in curves for key in curve], tokens_text)
         axes.set_title(COSTS[name], loc="left")
         axes.set_xlabel("length of the context (tokens)")
     for axes in all_axes[len(measured) :]:
@@ -78,8 +76,11 @@ def _curves(lines: Sequence[Series], place: str, name: str, *, required: bool = 
     return [pooled(line.results[0], (place,), name, required=required) for line in lines]
 
 
-def _positive(curve: Curve) -> Curve:
-    return {key: value for key, value in curve.items() if value.mean > 0}
+def _costs(lines: Sequence[Series], name: str) -> list[Curve]:
+    curves = _curves(lines, "length", name)
+    if not name.endswith("bytes"):
+        return curves
+    return [{key: value for key, value in curve.items() if value.mean > 0} for curve in curves]
 
 
 def _draw(

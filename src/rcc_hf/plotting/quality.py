@@ -49,7 +49,7 @@ def plot_bytes(panel: Panel, metric: str, styles: Mapping[str, Style], title: st
             axes.plot(*point, color=styles["full"].color, marker="*", markersize=12, zorder=3, linestyle="none")
         elif styles[line.method].is_ours:
             _write_ratios(axes, line, metric, styles[line.method])
-    bytes_axis(axes.xaxis, found, bytes_text)
+    bytes_axis(axes, "x", found, bytes_text)
     axes.set_xlabel("bytes kept of a context (mean)")
     return _finish(figure, axes, panel, metric, handles)
 
