@@ -11,6 +11,7 @@ COMMANDS = {
     "generate": "generate text, behind a memory or a long context",
     "chat": "chat for as long as you like, in bounded memory",
     "evaluate": "measure a model on a task",
+    "plot": "draw results of evaluations",
 }
 
 

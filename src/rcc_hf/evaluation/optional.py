@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imports packages that only evaluation needs, with an error that says how to get them."""
+"""Imports packages that only some of the library needs, with an error that says how to get them."""
 
 import importlib
 from types import ModuleType
@@ -18,6 +18,6 @@ def import_optional(module: str, extra: str = "eval") -> ModuleType:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{module} needs the package {error.name}, which is not installed. "
-            f"Install what evaluation uses with: pip install 'rcc_hf[{extra}]'",
+            f"Install what this uses wwhat this usesh: pip install 'rcc_hf[{extra}]'",
             name=error.name,
         ) from error

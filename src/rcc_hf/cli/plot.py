@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`rcc plot`: results of evaluations become figures."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers import HfArgumentParser
+
+from rcc_hf.evaluation.optional import import_optional
+from rcc_hf.plotting.results import read_results
+
+
+@dataclass(kw_only=True)
+class PlotSettings:
+    """What is drawn, and as what."""
+
+    output: str = field(metadata={"help": "Folder to write; it is made."})
+    kind: Literal["all", "heatmap", "ratio", "bytes", "cost", "perplexity"] = field(
+        default="all", metadata={"help": "What to draw; all: every kind that the results have the numbers for."}
+    )
+    metric: str = field(default="auto", metadata={"help": "Metric, such as f1; auto: a usual one of each task."})
+    format: list[str] = field(default_factory=lambda: ["png", "svg"], metadata={"help": "png, svg, or both."})
+    title: str | None = field(default=None, metadata={"help": "Title of the figures, instead of the usual ones."})
+
+
+def run(argv: list[str]) -> int:
+    """Read, draw and save."""
+    classes: list[Any] = [PlotSettings]
+    parser = HfArgumentParser(classes, prog="rcc plot", description="Draw results of rcc evaluate.")
+    parser.add_argument("results", nargs="+", help="metrics.json files, or folders that are searched for them")
+    settings, names = parser.parse_args_into_dataclasses(args=argv)
+    figures = import_optional("rcc_hf.plotting.figures", extra="plot")
+    results = read_results(names.results)
+    metric = None if settings.metric == "auto" else settings.metric
+    drawn = figures.draw(results, kind=settings.kind, metric=metric, title=settings.title)
+    print(f"results  {len(results)}")
+    for file in figures.save(drawn, settings.output, settings.format):
+        print(f"wrote    {file}")
+    return 0
