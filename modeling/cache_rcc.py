@@ -229,7 +229,7 @@ class RCCCache(Cache):
             setattr(self, name, None if rows is None else function(rows))
         if self.memory is not None:
             self.memory = self.memory.map_tensors(function)
-        for name in ("position_shift", "head_length"):
-            value = getattr(self, name)
-            if isinstance(value, Tensor) and len(value) > 1:
-                setattr(self, name, function(value))
+        if isinstance(self.position_shift, Tensor):
+            self.position_shift = function(self.position_shift)
+        if isinstance(self.head_length, Tensor) and len(self.head_length) > 1:
+            self.head_length = function(self.head_length)

@@ -62,8 +62,7 @@ class RCCGenerationMixin(GenerationMixin):
         own = {name: model_kwargs.pop(name, default) for name, default in ARGUMENTS.items()}
         memory, compress, rolling = own["memory"], own["compress"] is not False, _rolling(own)
         given = model_kwargs.get("past_key_values")
-        self.config.check_window(own["window"])
-        window = self.config.window if own["window"] is None else own["window"]
+        window = self._resolve_window(own["window"])
         prompt_length = _prompt_length(generation_config, model_kwargs)
         why = self._reason(memory, prompt_length, own, window, rolling, model_kwargs.get("attention_mask"))
         if why is None or (memory is None and (isinstance(given, RCCCache) or _is_used(given))):
@@ -145,6 +144,10 @@ class RCCGenerationMixin(GenerationMixin):
         if mask is not None and mask.ndim == 2 and not bool(mask[:, -1].all()):
             return "a prompt that is padded on the right"
         return None
+
+    def _resolve_window(self, given: int | None) -> int:
+        self.config.check_window(given)
+        return self.config.window if given is None else given
 
     def _resolve_head_length(self, given: HeadLength | None, memory, copies: int) -> HeadLength:
         """Raw tokens in front of the slots, for every row of the expanded batch."""
