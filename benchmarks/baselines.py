@@ -4,8 +4,8 @@
     python benchmarks/baselines.py FOLDER --qa QA.jsonl [--model smollm2] [--workers 4]
 
 Runs `rcc evaluate` once per task, method and ratio, several at a time; runs that are done are left alone, so that a
-killed call goes on. `FOLDER/<task>/<method>[-<ratio>]/` has the result of each, for `rcc plot FOLDER`; `--copy DIR` puts the
-metrics alone there too.
+killed call goes on. `FOLDER/<task>/<method>[-<ratio>]/` has the result of each, for `rcc plot FOLDER`; `--copy DIR`
+puts the metrics alone there too. On many cores set OMP_NUM_THREADS=1: runs are bound by one core each.
 """
 
 import argparse

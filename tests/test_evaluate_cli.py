@@ -73,7 +73,7 @@ def test_reconstruction_of_a_file(folder, tmp_path, capsys):
     guarded = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
     assert {name: config[name] for name in guarded} == guarded
     assert guarded | {"press_name": "rcc", "compression_ratio": 0.75, "seed": 42, "dtype": "float32"} == guarded
-    assert config["environment"]["rcc_hf"] == rcc_hf.__version__
+    assert config["environment"]["versions"]["rcc_hf"] == rcc_hf.__version__
     with (tmp_path / "out" / "predictions.csv").open(encoding="utf-8", newline="") as file:
         assert next(csv.DictReader(file))["answer"] == rows[0]["answer"]
     out = capsys.readouterr().out

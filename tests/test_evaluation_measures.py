@@ -87,8 +87,8 @@ def test_cost_is_the_median_of_runs_after_a_warm_up(letters, tmp_path, monkeypat
     assert (first["nbytes"], second["nbytes"]) == (80, 200)
     assert method.read_batches == [[20]] * 4 + [[50]] * 4
     assert first["peak_bytes"] > metrics["model_nbytes"] > 0
-    assert metrics["environment"]["torch"] == torch.__version__
-    assert {"commit", "device", "cpu_count", "transformers", "rcc_hf"} <= set(metrics["environment"])
+    assert metrics["environment"]["versions"]["torch"] == torch.__version__
+    assert {"commit", "command", "hardware", "versions"} <= set(metrics["environment"])
     assert rows_of(tmp_path)[0]["runs"]["read_seconds"] == [1.0, 3.0, 2.0]
     with pytest.raises(ValueError, match=r"lengths are \[0\]"):
         cost_examples(TaskSettings(lengths=[0]))

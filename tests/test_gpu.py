@@ -83,7 +83,6 @@ def test_a_static_cache_is_compiled_and_equals_the_cpu(wiring, settings):
     for _ in range(2):
         new = gpu.generate(prompt.cuda(), memory=memory.to("cuda"), **settings, cache_implementation="static")
         assert torch.equal(new.cpu(), expected)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
