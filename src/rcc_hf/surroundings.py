@@ -45,8 +45,8 @@ def surroundings(device: str | torch.device = "cpu") -> dict[str, Any]:
 def _commit() -> tuple[str | None, bool]:
     """The commit of the checkout that this file belongs to, and whether files differ from it; None outside of one."""
     folder = Path(__file__).parent
-    commands = (["ls-files", "--error-unmatch", Path(__file__).name], ["rev-parse", "HEAD"])
-    commands += (["status", "--porcelain", "--untracked-files=no"],)
+    is_ours = ["ls-files", "--error-unmatch", Path(__file__).name]
+    commands = (is_ours, ["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
     output = []
     for command in commands:  # the first: a checkout around an environment with this library in it is another one
         try:
