@@ -157,11 +157,8 @@ def _encode(model, memory, inputs, grid, ratio, on_progress):
     scheme, decoder, length = model.scheme, model.language_model, grid.segment_length
     slots, blocks = length // ratio, max(grid.counts)
     rows, columns = grid.cells(torch.device("cpu"))
-    step = max(1, model.config.encode_batch_tokens // length)
     buffers = None
-    for first in range(0, grid.num_segments, step):
-        last = min(first + step, grid.num_segments)
-        segments = grid.take_segments(inputs, first, last)
+    for place, segments in grid.segment_batches(inputs, model.config.encode_batch_tokens):
         state = scheme.write(decoder, scheme.empty(decoder, len(segments)), segments, ratio)
         kept = scheme.keep(decoder, state)
         if buffers is None:
@@ -169,9 +166,9 @@ def _encode(model, memory, inputs, grid, ratio, on_progress):
         for layer, parts in zip(buffers, kept, strict=True):
             for buffer, part in zip(layer, parts, strict=True):
                 new = buffer[..., buffer.shape[-2] - blocks * slots :, :].unflatten(-2, (blocks, slots)).movedim(-3, 1)
-                new[rows[first:last].to(part.device), columns[first:last].to(part.device)] = part
+                new[rows[place].to(part.device), columns[place].to(part.device)] = part
         if on_progress is not None:
-            on_progress((last - first) * length)
+            on_progress(len(segments) * length)
     return buffers
 
 

@@ -78,16 +78,8 @@ class RCCGenerationMixin(GenerationMixin):
                 generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
             )
         _check_modes(generation_config, given, self, why)
-        if rolling is not None and generation_config.cache_implementation == "static":
-            raise ValueError(
-                "rolling=True and cache_implementation='static' exclude each other: a rolling cache is filled anew "
-                "again and again. Leave one of them out"
-            )
-        if rolling is not None and generation_mode == GenerationMode.ASSISTED_GENERATION:
-            raise ValueError(
-                "rolling=True and assisted generation (or prompt lookup) exclude each other: rejected tokens could not "
-                "be taken back once they are compressed. Leave one of them out"
-            )
+        if rolling is not None:
+            _check_rolling(generation_config, generation_mode)
         copies = max(generation_config.num_beams, generation_config.num_return_sequences)
         if memory is not None:
             check_memory(self.model, memory)
@@ -203,6 +195,19 @@ def _rolling(own: dict) -> Rolling | None:
         if own[name] != ARGUMENTS[name]:
             raise ValueError(f"{name}={own[name]!r} has no effect without rolling=True")
     return None
+
+
+def _check_rolling(generation_config, generation_mode) -> None:
+    if generation_config.cache_implementation == "static":
+        raise ValueError(
+            "rolling=True and cache_implementation='static' exclude each other: a rolling cache is filled anew "
+            "again and again. Leave one of them out"
+        )
+    if generation_mode == GenerationMode.ASSISTED_GENERATION:
+        raise ValueError(
+            "rolling=True and assisted generation (or prompt lookup) exclude each other: rejected tokens could not "
+            "be taken back once they are compressed. Leave one of them out"
+        )
 
 
 def _prompt_length(generation_config, model_kwargs: dict) -> int:

@@ -52,10 +52,8 @@ def decode_behind_context(
 def write_segments(model, inputs: Tensor, grid: Grid, ratio: int) -> tuple[Tensor, ...]:
     """States `[B, M, D]` of every layer for the segments of packed inputs; where rows have none, zeros."""
     scheme, decoder, slots = model.scheme, model.language_model, grid.segment_length // ratio
-    step = max(1, model.config.encode_batch_tokens // grid.segment_length)
     parts = []
-    for first in range(0, grid.num_segments, step):
-        segments = grid.take_segments(inputs, first, min(first + step, grid.num_segments))
+    for _, segments in grid.segment_batches(inputs, model.config.encode_batch_tokens):
         parts.append(scheme.write(decoder, scheme.empty(decoder, len(segments)), segments, ratio))
     layers = [torch.cat(layer) for layer in zip(*parts, strict=True)]
     if not grid.is_ragged:

@@ -6,7 +6,7 @@ segment and a row of a ragged batch is cut as it would be alone. Inputs are ids 
 masks are `[B, T]`, 0 at padding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -168,6 +168,14 @@ class Grid:
         rows, columns = torch.tensor(starts, dtype=torch.long, device=inputs.device).unbind(1)
         steps = torch.arange(self.segment_length, device=inputs.device)
         return inputs[rows[:, None], columns[:, None] + steps]
+
+    def segment_batches(self, inputs: Tensor, max_tokens: int) -> Iterator[tuple[slice, Tensor]]:
+        """All segments in batches of at most `max_tokens` tokens (at least one segment), each with its place among
+        the segments of the batch."""
+        step = max(1, max_tokens // self.segment_length)
+        for first in range(0, self.num_segments, step):
+            last = min(first + step, self.num_segments)
+            yield slice(first, last), self.take_segments(inputs, first, last)
 
     def take_local(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         """The tokens behind each row's segments, padding in front, and their mask (None if rows are equally long)."""

@@ -3,9 +3,9 @@
 
 import pytest
 import torch
-from tiny import SEGMENT, VARIANTS, WINDOW, pad, ratio_of_norms, rcc_model, text_config, tokens
+from tiny import SEGMENT, VARIANTS, WINDOW, base_with_weights_of, pad, ratio_of_norms, rcc_model, text_config, tokens
 from torch.utils._pytree import tree_leaves, tree_map
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import DynamicCache
 
 from rcc_hf import RCCConfig
 from rcc_hf.modeling.fingerprint_rcc import is_trained_part
@@ -15,14 +15,6 @@ from rcc_hf.modeling.segments_rcc import count_segments
 REORDERED = 1e-10  # float64 sums in another order
 IN_FULL = {"max_new_tokens": 6, "min_new_tokens": 6, "output_logits": True, "return_dict_in_generate": True}
 pytestmark = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-
-
-def base_with_weights_of(model):
-    """The base alone, made by transformers."""
-    base = AutoModelForCausalLM.from_config(model.config.text_config).to(model.dtype).eval()
-    own = {name.replace("model.language_model.", "model."): p for name, p in model.state_dict().items()}
-    base.load_state_dict({name: p for name, p in own.items() if not is_trained_part(name)})
-    return base
 
 
 def gradients(model) -> dict[str, torch.Tensor]:

@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 from generating import EXACT, MODES, NEW, case, decode, loop, never_ending, teacher_forced
-from tiny import RATIO, SEGMENT, WINDOW, ratio_of_norms, rcc_model, tokenizer, tokens, words
-from transformers import AutoModelForCausalLM, DynamicCache, LogitsProcessor, StaticCache, pipeline
+from tiny import RATIO, SEGMENT, WINDOW, base_with_weights_of, ratio_of_norms, rcc_model, tokenizer, tokens, words
+from transformers import DynamicCache, LogitsProcessor, StaticCache, pipeline
 
 from rcc_hf.modeling.cache_rcc import RCCCache
 
@@ -91,11 +91,7 @@ def test_processors_and_length_limits_count_tokens_of_the_prompt(model):
 @pytest.fixture(scope="module")
 def base(model):
     """The plain model of transformers with the same weights."""
-    plain = AutoModelForCausalLM.from_config(model.config.text_config).double().eval()
-    backbone = model.model.language_model.state_dict()
-    plain.model.load_state_dict({name: t for name, t in backbone.items() if ".rcc." not in name})
-    plain.lm_head.load_state_dict(model.lm_head.state_dict())
-    return never_ending(plain)
+    return never_ending(base_with_weights_of(model))
 
 
 @pytest.mark.parametrize(

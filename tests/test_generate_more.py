@@ -4,8 +4,8 @@
 import pytest
 import torch
 from generating import MODES, NEW, ROUNDED, case, decode, never_ending, padded, teacher_forced
-from tiny import WINDOW, ratio_of_norms, rcc_model, tokens
-from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
+from tiny import WINDOW, base_with_weights_of, ratio_of_norms, rcc_model, tokens
+from transformers import DynamicCache, GenerationConfig
 
 from rcc_hf.modeling.cache_rcc import RCCCache
 
@@ -17,11 +17,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def base(model):
-    plain = AutoModelForCausalLM.from_config(model.config.text_config).double().eval()
-    backbone = model.model.language_model.state_dict()
-    plain.model.load_state_dict({name: t for name, t in backbone.items() if ".rcc." not in name})
-    plain.lm_head.load_state_dict(model.lm_head.state_dict())
-    return never_ending(plain)
+    return never_ending(base_with_weights_of(model))
 
 
 @pytest.mark.parametrize("with_memory", [False, True])

@@ -86,6 +86,14 @@ def move_from_identity(model: torch.nn.Module, std: float = 0.1) -> None:
             parameter += (torch.randn(parameter.shape, generator=generator) * std).to(parameter)
 
 
+def base_with_weights_of(model: RCCForCausalLM) -> PreTrainedModel:
+    """The base alone, made by transformers."""
+    base = AutoModelForCausalLM.from_config(model.config.text_config).to(model.dtype).eval()
+    own = {name.replace("model.language_model.", "model."): p for name, p in model.state_dict().items()}
+    base.load_state_dict({name: p for name, p in own.items() if not is_trained_part(name)})
+    return base
+
+
 def tokens(batch_size: int, length: int, seed: int = 0) -> torch.Tensor:
     """Random ids `[B, T]` without special ones."""
     return torch.randint(3, VOCAB, (batch_size, length), generator=torch.Generator().manual_seed(seed))

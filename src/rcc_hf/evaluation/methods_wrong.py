@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rcc_hf.evaluation.methods_base import Reading
+from rcc_hf.evaluation.methods_base import ContextMethod, Reading
 from rcc_hf.evaluation.methods_decoding import check_ids
 from rcc_hf.evaluation.methods_raw import Full
 from rcc_hf.evaluation.methods_rcc import Compressed
@@ -35,8 +35,8 @@ def choose_others(contexts: Sequence[Tensor], others: Sequence[Tensor] = ()) -> 
     return chosen
 
 
-class Wrong(Full):
-    """`full` of another context.
+class _OfAnother(ContextMethod):
+    """Reads another context in the place of each; the method beside it in the class says how.
 
     Args:
         model: as for `ContextMethod`.
@@ -44,26 +44,22 @@ class Wrong(Full):
         options: as for `ContextMethod`.
     """
 
+    def __init__(self, model: PreTrainedModel, *, others: Sequence[Tensor] = (), **options: Any):
+        super().__init__(model, **options)
+        self._others = tuple(others)
+
+    def read(self, contexts: Sequence[Tensor]) -> Reading:
+        check_ids("contexts", contexts)
+        return super().read(choose_others(contexts, self._others))
+
+
+class Wrong(_OfAnother, Full):
+    """`full` of another context; arguments are those of `_OfAnother`."""
+
     name = "wrong"
 
-    def __init__(self, model: PreTrainedModel, *, others: Sequence[Tensor] = (), **options: Any):
-        super().__init__(model, **options)
-        self._others = tuple(others)
 
-    def read(self, contexts: Sequence[Tensor]) -> Reading:
-        check_ids("contexts", contexts)
-        return super().read(choose_others(contexts, self._others))
-
-
-class WrongCompressed(Compressed):
-    """`rcc` of another context; arguments are those of `Wrong`."""
+class WrongCompressed(_OfAnother, Compressed):
+    """`rcc` of another context; arguments are those of `_OfAnother`."""
 
     name = "wrong-rcc"
-
-    def __init__(self, model: PreTrainedModel, *, others: Sequence[Tensor] = (), **options: Any):
-        super().__init__(model, **options)
-        self._others = tuple(others)
-
-    def read(self, contexts: Sequence[Tensor]) -> Reading:
-        check_ids("contexts", contexts)
-        return super().read(choose_others(contexts, self._others))
