@@ -96,7 +96,7 @@ class Retrieval:
                 yield "\n" + self.needle(key, _RANDOM[self.values](generator))
 
     def prompt(self, queries: list[str]) -> tuple[str, str, str]:
-        """Introduction, question, and prefix of the answer, in RULER's words; in the singular where one is asked for."""
+        """Introduction, question, and prefix of the answer, in RULER's words, in the singular where one is asked."""
         query = queries[0] if len(queries) == 1 else f"{', '.join(queries[:-1])}, and {queries[-1]}"
         if self.num_queries * self.num_values == 1:
             kind, some, are, all_are = self.values[:-1], "A", "is", "is"

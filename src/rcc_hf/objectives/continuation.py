@@ -6,7 +6,7 @@ from torch import Tensor
 
 from rcc_hf.objectives.base import Shape, build_example
 from rcc_hf.objectives.haystacks import ShardWindows
-from rcc_hf.texts.shards import TokenShards
+from rcc_hf.texts import TokenShards
 
 __all__ = ["Continuation"]
 

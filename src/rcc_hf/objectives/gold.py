@@ -13,8 +13,7 @@ from rcc_hf.evaluation.encoding import encode_text
 from rcc_hf.objectives.base import Shape
 from rcc_hf.objectives.checks import check_share
 from rcc_hf.objectives.haystacks import Haystack
-from rcc_hf.texts.questions import QARow
-from rcc_hf.texts.shards import TokenShards
+from rcc_hf.texts import QARow, TokenShards
 
 __all__ = ["GoldContext", "GoldContexts", "contains"]
 

@@ -8,8 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rcc_hf.evaluation.fillers import Filler
-from rcc_hf.texts.shards import TokenShards
-from rcc_hf.texts.windows import Windows
+from rcc_hf.texts import TokenShards, Windows
 
 __all__ = ["FillerText", "Haystack", "ShardText", "ShardWindows", "python_random"]
 

@@ -20,7 +20,7 @@ from rcc_hf.objectives.haystacks import Haystack
 from rcc_hf.objectives.prompting import Prompter, encode_behind, phrase
 from rcc_hf.objectives.questions import draw_answer
 from rcc_hf.objectives.reconstruction import pad_segment
-from rcc_hf.texts.questions import QARow
+from rcc_hf.texts import QARow
 
 __all__ = ["FOLLOW_CUE", "REPEAT_CUE", "InstructionMode", "Instructions"]
 

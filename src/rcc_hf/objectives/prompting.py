@@ -8,7 +8,7 @@ from rcc_hf.evaluation.encoding import check_template, encode_text, prompt_text
 from rcc_hf.evaluation.prompts import Subset, fill
 from rcc_hf.objectives.checks import check_positive, check_share
 from rcc_hf.objectives.turns import closing_id
-from rcc_hf.texts.questions import QARow
+from rcc_hf.texts import QARow
 
 __all__ = ["Prompter", "encode_behind", "phrase"]
 

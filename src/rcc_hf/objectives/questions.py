@@ -14,7 +14,7 @@ from rcc_hf.objectives.gold import GoldContexts, contains
 from rcc_hf.objectives.haystacks import Haystack
 from rcc_hf.objectives.prompting import Prompter, phrase
 from rcc_hf.objectives.reconstruction import pad_segment
-from rcc_hf.texts.questions import QARow
+from rcc_hf.texts import QARow
 
 __all__ = ["QuestionAnswering", "draw_answer"]
 

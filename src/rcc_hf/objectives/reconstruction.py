@@ -9,7 +9,7 @@ from torch import Tensor
 from rcc_hf.objectives.base import Ids, Shape, build_example
 from rcc_hf.objectives.checks import check_positive, check_share
 from rcc_hf.objectives.haystacks import ShardWindows
-from rcc_hf.texts.shards import TokenShards
+from rcc_hf.texts import TokenShards
 
 __all__ = ["RECONSTRUCTION_PROMPT", "PassageReconstruction", "Reconstruction", "pad_segment", "reconstruction_example"]
 

@@ -3,6 +3,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
@@ -12,15 +13,15 @@ from rcc_hf.conversations import REPLY, USER
 
 __all__ = ["closing_id", "encode_conversation"]
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def encode_conversation(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids of a conversation, and where turns are.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of a conversation, and which of them are of replies.
 
     A reply is what the assistant wrote and the end token behind it. Templates that mark replies (`{% generation %}`)
     are asked; of others replies are found by rendering the same conversation with stand-ins in their places.
@@ -30,7 +31,7 @@ def encode_conversation(
         messages: With `role` and `content`.
 
     Returns:
-        Ids `[T]`, whether each is part of a reply `[T]`, and the places where messages of the user begin, and 0.
+        Ids `[T]`, and whether each is part of a reply `[T]`.
 
     Raises:
         ValueError: the template refuses the messages, or changes what the assistant wrote.
@@ -45,7 +46,7 @@ def encode_conversation(
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids, offsets = np.asarray(encoded["input_ids"]), np.asarray(encoded["offset_mapping"]).reshape(-1, 2)
         is_reply = _mark(tokenizer, ids, offsets, spans)
-    return ids.astype(np.int64), is_reply, _starts(is_reply)
+    return ids.astype(np.int64), is_reply
 
 
 def closing_id(tokenizer: PreTrainedTokenizerBase, default: int) -> int:
@@ -91,12 +92,6 @@ def _mark(
         if behind < len(ids) and special[behind]:
             marked[behind] = True
     return marked
-
-
-def _starts(is_reply: np.ndarray) -> np.ndarray:
-    """0, and the first places behind replies but the last."""
-    behind = np.flatnonzero(is_reply[:-1] & ~is_reply[1:]) + 1
-    return np.unique(np.concatenate([[0], behind])).astype(np.int64)
 
 
 def _user(number: int) -> Message:
