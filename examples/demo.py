@@ -18,9 +18,10 @@ from transformers import logging as transformers_logging
 from rcc_hf import RCCForCausalLM, RCCMemory
 from rcc_hf.checkpoints import ensure_reconstruction_prompt
 from rcc_hf.cli.loading import compress_with_progress, plain_kv_bytes
-from rcc_hf.data import TokenBlocks, read_documents
 from rcc_hf.objectives import token_accuracy
+from rcc_hf.prose import load_prose
 from rcc_hf.smollm import smollm2_path
+from rcc_hf.texts.blocks import TokenBlocks
 from rcc_hf.training import TrainSettings, train
 
 SEGMENT, RATIO = 64, 4
@@ -41,8 +42,8 @@ def main() -> None:
     section(
         f"2. It learns to reconstruct: {args.steps} steps on public-domain novels; measured on books it has not seen"
     )
-    train_blocks = TokenBlocks(read_documents("prose"), tokenizer, SEGMENT, prompt_ids)
-    test_blocks = TokenBlocks(read_documents("prose-held-out"), tokenizer, SEGMENT, prompt_ids)
+    train_blocks = TokenBlocks([book.text for book in load_prose("train")], tokenizer, SEGMENT, prompt_ids)
+    test_blocks = TokenBlocks([book.text for book in load_prose("held_out")], tokenizer, SEGMENT, prompt_ids)
     passages = Subset(test_blocks, range(0, len(test_blocks), max(1, len(test_blocks) // args.passages)))
     sample = passages[len(passages) // 2]["context_ids"]
     before = accuracy(model, passages, "Measuring before"), reconstruct(model, sample, prompt_ids)

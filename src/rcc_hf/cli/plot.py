@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from transformers import HfArgumentParser
 
-from rcc_hf.evaluation.optional import import_optional
+from rcc_hf.optional import import_optional
 from rcc_hf.plotting.results import read_results
 
 

@@ -4,12 +4,13 @@
 from dataclasses import dataclass, field
 
 from torch.utils.data import Subset
-from transformers import set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from rcc_hf.checkpoints import ensure_reconstruction_prompt
 from rcc_hf.cli.loading import load
 from rcc_hf.cli.settings import CompressorSettings, ModelSettings, parse
-from rcc_hf.data import TokenBlocks, read_documents
+from rcc_hf.texts import read_documents
+from rcc_hf.texts.blocks import TokenBlocks
 from rcc_hf.training import TrainSettings, train
 
 
@@ -18,7 +19,10 @@ class DataSettings:
     """What it learns from."""
 
     data: str = field(
-        default="prose", metadata={"help": "prose (bundled books), a .txt, .md or .jsonl file, or a folder of them."}
+        default="prose",
+        metadata={
+            "help": "prose (bundled books), a .txt, .md, .jsonl or .parquet file, a folder of them, or datasets:NAME."
+        },
     )
     eval_data: str | None = field(
         default=None, metadata={"help": "Held-out text, as data; for example prose-held-out. Default: none."}
@@ -40,13 +44,17 @@ def run(argv: list[str]) -> int:
     model, tokenizer = load(names.model, how, compressor)
     prompt_ids = ensure_reconstruction_prompt(model, tokenizer)
     length = model.config.segment_length * texts.context_segments
-    dataset = TokenBlocks(read_documents(texts.data), tokenizer, length, prompt_ids)
+    dataset = _blocks(texts.data, tokenizer, length, prompt_ids)
     held_out = None
     if texts.eval_data is not None:
-        blocks = TokenBlocks(read_documents(texts.eval_data), tokenizer, length, prompt_ids)
+        blocks = _blocks(texts.eval_data, tokenizer, length, prompt_ids)
         held_out = Subset(blocks, range(0, len(blocks), max(1, len(blocks) // texts.eval_contexts)))
     metrics = train(model, settings, dataset, held_out, tokenizer)
     for name, value in metrics.items():
         print(f"{name:28} {value:.4f}" if isinstance(value, float) else f"{name:28} {value}")
     print(f"wrote {settings.output}")
     return 0
+
+
+def _blocks(source: str, tokenizer: PreTrainedTokenizerBase, length: int, prompt_ids: list[int]) -> TokenBlocks:
+    return TokenBlocks((document.text for document in read_documents(source)), tokenizer, length, prompt_ids)

@@ -11,9 +11,9 @@ from typing import Any
 from rcc_hf.evaluation.examples import Example
 from rcc_hf.evaluation.prompts import Subset, fill
 
-__all__ = ["FORMATS", "qmsum", "questions", "squad", "squality"]
+__all__ = ["FORMATS", "SHORT_ANSWER", "SUMMARY", "qmsum", "questions", "squad", "squality"]
 
-_SHORT = Subset(
+SHORT_ANSWER = Subset(
     template=(
         "{context}\n\nAnswer the question about the text above with a few words of it, and nothing else."
         "\n\nQuestion: {question}\nAnswer:"
@@ -22,7 +22,7 @@ _SHORT = Subset(
     max_new_tokens=32,
     metric="squad",
 )
-_SUMMARY = Subset(
+SUMMARY = Subset(
     template="{context}\n\nAnswer the question about the text above in a paragraph.\n\nQuestion: {question}\nAnswer:",
     answer_prefix="Answer:",
     max_new_tokens=512,
@@ -45,7 +45,7 @@ def questions(row: Mapping[str, Any], subset: str) -> Iterator[Example]:
         if context is None:
             raise KeyError("context")
         metadata = {name: row[name] for name in ("id", "source") if name in row}
-        yield fill(_SHORT, subset, texts, {"context": context, "question": row["question"]}, metadata)
+        yield fill(SHORT_ANSWER, subset, texts, {"context": context, "question": row["question"]}, metadata)
 
 
 def _texts(answers: Any) -> list[str]:
@@ -83,7 +83,7 @@ def squality(row: Mapping[str, Any], subset: str) -> Iterator[Example]:
     for asked in row["questions"]:
         answers = [response["response_text"] for response in asked["responses"]]
         values = {"context": row["document"], "question": asked["question_text"]}
-        yield fill(_SUMMARY, subset, answers, values)
+        yield fill(SUMMARY, subset, answers, values)
 
 
 def qmsum(row: Mapping[str, Any], subset: str) -> Iterator[Example]:
@@ -96,7 +96,7 @@ def qmsum(row: Mapping[str, Any], subset: str) -> Iterator[Example]:
     for kind in ("general", "specific"):
         for asked in row[f"{kind}_query_list"]:
             values = {"context": transcript, "question": asked["query"]}
-            yield fill(_SUMMARY, subset, [asked["answer"]], values, {"kind": kind})
+            yield fill(SUMMARY, subset, [asked["answer"]], values, {"kind": kind})
 
 
 FORMATS: dict[str, Callable[[Mapping[str, Any], str], Iterator[Example]]] = {

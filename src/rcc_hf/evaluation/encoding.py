@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rcc_hf.evaluation.examples import Example
 
-__all__ = ["Encoder", "TextEncoder", "encode_text"]
+__all__ = ["Encoder", "TextEncoder", "check_template", "encode_text", "prompt_text"]
 
 Encoder = Callable[[Example], tuple[Tensor, Tensor]]
 """Gives the ids of the context `[T]` and of the prompt `[t]`."""
@@ -18,6 +18,31 @@ Encoder = Callable[[Example], tuple[Tensor, Tensor]]
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
     """Ids `[T]` without special tokens."""
     return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long)
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase, question: str, answer_prefix: str, *, chat: bool) -> str:
+    """What stands between the context and the answer.
+
+    Args:
+        tokenizer: Of the model.
+        question: Follows the context; in a chat it is the user's message, without the white space around it.
+        answer_prefix: How the answer begins.
+        chat: Whether the tokenizer's chat template is put around the question.
+    """
+    if chat:
+        message = [{"role": "user", "content": question.strip()}]
+        question = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+    return question + answer_prefix
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer without a chat template.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError("chat needs a chat template, and this tokenizer has none; leave it out")
 
 
 class TextEncoder:
@@ -35,8 +60,8 @@ class TextEncoder:
         Raises:
             ValueError: chat is wanted, and the tokenizer has no template.
         """
-        if chat and not tokenizer.chat_template:
-            raise ValueError("chat needs a chat template, and this tokenizer has none; leave it out")
+        if chat:
+            check_template(tokenizer)
         self._tokenizer, self._chat, self._max_context_length = tokenizer, chat, max_context_length
 
     def __call__(self, example: Example) -> tuple[Tensor, Tensor]:
@@ -45,12 +70,8 @@ class TextEncoder:
         Raises:
             ValueError: the prompt would be empty.
         """
-        question = example.question
-        if self._chat:
-            message = [{"role": "user", "content": question.strip()}]
-            template = self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-            question = str(template)
-        prompt = encode_text(self._tokenizer, question + example.answer_prefix)
+        text = prompt_text(self._tokenizer, example.question, example.answer_prefix, chat=self._chat)
+        prompt = encode_text(self._tokenizer, text)
         if not len(prompt):
             raise ValueError(
                 f"an example of task {example.task!r} has neither question nor answer_prefix; a model needs a prompt "

@@ -2,12 +2,14 @@
 """The example, which is what every task is made of, and its JSON lines."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Example", "read_examples", "read_rows", "write_examples"]
+from rcc_hf.texts.rows import expect, read_rows
+
+__all__ = ["Example", "read_examples", "write_examples"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +46,8 @@ class Example:
         if isinstance(self.answer, list):
             object.__setattr__(self, "answer", tuple(self.answer))
         for name in ("context", "question", "answer_prefix", "task", "metric"):
-            _expect(name, getattr(self, name), isinstance(getattr(self, name), str), "a string")
-        _expect(
+            expect(name, getattr(self, name), isinstance(getattr(self, name), str), "a string")
+        expect(
             "answer",
             self.answer,
             isinstance(self.answer, (str, tuple))
@@ -54,8 +56,8 @@ class Example:
             "a string or a list of strings, none of them empty",
         )
         is_count = isinstance(self.max_new_tokens, int) and not isinstance(self.max_new_tokens, bool)
-        _expect("max_new_tokens", self.max_new_tokens, is_count and self.max_new_tokens > 0, "a positive integer")
-        _expect("metadata", self.metadata, isinstance(self.metadata, Mapping), "a dictionary")
+        expect("max_new_tokens", self.max_new_tokens, is_count and self.max_new_tokens > 0, "a positive integer")
+        expect("metadata", self.metadata, isinstance(self.metadata, Mapping), "a dictionary")
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -75,7 +77,7 @@ class Example:
         if missing:
             raise ValueError(f"{', '.join(missing)} missing; found {', '.join(row) or 'nothing'}")
         values = {name: value for name, value in row.items() if name in names}
-        _expect("metadata", values.get("metadata", {}), isinstance(values.get("metadata", {}), Mapping), "a dictionary")
+        expect("metadata", values.get("metadata", {}), isinstance(values.get("metadata", {}), Mapping), "a dictionary")
         extra = {name: value for name, value in row.items() if name not in names}
         return cls(**values | {"metadata": extra | dict(values.get("metadata", {}))})
 
@@ -84,31 +86,6 @@ class Example:
         row = {item.name: getattr(self, item.name) for item in fields(self)}
         answer = self.answer if isinstance(self.answer, str) else list(self.answer)
         return row | {"answer": answer, "metadata": dict(self.metadata)}
-
-
-def _expect(name: str, value: Any, is_right: bool, allowed: str) -> None:
-    if not is_right:
-        raise ValueError(f"{name} is {str(value)[:80]!r} ({type(value).__name__}); it must be {allowed}")
-
-
-def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSON-lines file, each with "file, line number" for messages; blank lines are skipped.
-
-    Raises:
-        ValueError: a line is no JSON object.
-    """
-    with Path(path).open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            place = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{place}: no JSON ({error}); it begins {line[:80]!r}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{place}: expected an object, found {line.strip()[:80]!r}")
-            yield place, row
 
 
 def read_examples(path: str | Path) -> list[Example]:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from rcc_hf.evaluation.metrics import token_f1
 from rcc_hf.evaluation.metrics_text import rouge
-from rcc_hf.evaluation.optional import import_optional
 from rcc_hf.evaluation.scores import References, Scores, check_lengths, reference_lists, score_each
+from rcc_hf.optional import import_optional
 
 __all__ = ["classification", "code_similarity", "f1_characters", "first_lines", "named_number", "rouge_characters"]
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import numpy as np
 
 from rcc_hf.evaluation.metrics import exact_match
-from rcc_hf.evaluation.optional import import_optional
 from rcc_hf.evaluation.scores import References, Scores, check_lengths, reference_lists, score_each
+from rcc_hf.optional import import_optional
 
 __all__ = ["bleu", "edit_distance", "levenshtein", "reconstruction", "rouge"]
 

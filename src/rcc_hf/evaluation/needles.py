@@ -18,7 +18,7 @@ from rcc_hf.evaluation.fillers import Filler
 from rcc_hf.evaluation.lengths import TokenCounter, fit_units, take_units
 from rcc_hf.evaluation.vocabulary import random_key, random_number, random_uuid
 
-__all__ = ["NeedleTask", "hide", "needle_grid"]
+__all__ = ["NeedleTask", "hide", "needle_grid", "needle_texts"]
 
 KeyType = Literal["number", "uuid"]
 
@@ -115,7 +115,7 @@ def _example(task: NeedleTask, counter: TokenCounter, length: int, depth: float,
         raise ValueError(f"depth is {depth}; it must lie between 0 (beginning) and 1 (end)")
     # A string, since Python hashes it the same way in every process.
     generator = random.Random(f"{seed}|{task.name}|{task.num_digits}|{length}|{float(depth)}|{repeat}")
-    intro, needles, question, prefix, answers = _texts(task, generator)
+    intro, needles, question, prefix, answers = needle_texts(task, generator)
     depths = [depth] + [generator.random() for _ in needles[1:]]
     units, sizes = take_units(task.filler.units(generator), counter, length)
     num_units, context, tokens = fit_units(hide(intro, units, sizes, needles, depths), sizes, counter, length)
@@ -172,7 +172,7 @@ def hide(
     return render
 
 
-def _texts(task: NeedleTask, generator: random.Random) -> tuple[str, list[str], str, str, tuple[str, ...]]:
+def needle_texts(task: NeedleTask, generator: random.Random) -> tuple[str, list[str], str, str, tuple[str, ...]]:
     """Introduction, needles (those that are asked for first), question, prefix of the answer, and answers."""
     if task.num_needles == 1:
         key = task.value(generator)

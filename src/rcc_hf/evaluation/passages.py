@@ -4,16 +4,15 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rcc_hf.data import BUNDLED, read_documents
 from rcc_hf.evaluation.encoding import encode_text
-from rcc_hf.evaluation.examples import Example, read_rows
+from rcc_hf.evaluation.examples import Example
+from rcc_hf.texts.documents import read_documents
 
 __all__ = ["ReconstructionEncoder", "Tail", "choose_places", "passages", "read_texts", "reconstruction_example"]
 
@@ -24,20 +23,12 @@ _SURPLUS = 32
 
 
 def read_texts(source: str) -> Iterator[tuple[str, str]]:
-    """Texts with their place for messages: lines of a `.jsonl` file with `text`, or whatever `read_documents` reads.
+    """Texts with their place for messages, of whatever `read_documents` reads.
 
     Raises:
         ValueError: a line has no text, or there is nothing to read.
     """
-    if source in BUNDLED or Path(source).suffix != ".jsonl":
-        yield from ((f"{source}, document {number}", text) for number, text in enumerate(read_documents(source), 1))
-        return
-    if not Path(source).is_file():
-        raise ValueError(f"there is no file {source}")
-    for place, row in read_rows(source):
-        if not isinstance(row.get("text"), str):
-            raise ValueError(f'{place}: expected {{"text": ...}} with a string, found {", ".join(row) or "nothing"}')
-        yield place, row["text"]
+    return ((document.place, document.text) for document in read_documents(source))
 
 
 @dataclass(frozen=True)

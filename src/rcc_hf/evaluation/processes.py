@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from rcc_hf.evaluation.optional import import_optional
+from rcc_hf.optional import import_optional
 
 __all__ = ["Processes", "close_processes", "join_processes"]
 

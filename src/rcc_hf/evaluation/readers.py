@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rcc_hf.evaluation import benchmark_infinitebench, benchmark_leval, benchmark_longbench, benchmark_qa
-from rcc_hf.evaluation.examples import Example, read_rows
-from rcc_hf.evaluation.optional import import_optional
+from rcc_hf.evaluation.examples import Example
 from rcc_hf.evaluation.ruler_qa import QARecord
+from rcc_hf.optional import import_optional
+from rcc_hf.texts.rows import read_rows
 
 __all__ = ["BENCHMARKS", "read_benchmark", "read_qa_records"]
 

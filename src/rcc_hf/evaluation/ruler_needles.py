@@ -46,11 +46,8 @@ class Retrieval:
 
     def draft(self, generator: random.Random, counter: TokenCounter, length: int, essay: TextFiller | None) -> Draft:
         """A new example; `essay` is needed for that haystack only."""
-        values: dict[str, list[str]] = {}
-        while len(values) < self.num_keys:
-            found = [_RANDOM[self.values](generator) for _ in range(self.num_values)]
-            values.setdefault(_RANDOM[self.keys](generator), found)
-        needles = [self._needle(key, value) for key, found in values.items() for value in found]
+        values = self.pairs(generator)
+        needles = [self.needle(key, value) for key, found in values.items() for value in found]
         generator.shuffle(needles)
         if self.haystack == "essay":
             depths = [point / (_NUM_DEPTHS - 1) for point in generator.sample(range(_NUM_DEPTHS), len(needles))]
@@ -59,7 +56,7 @@ class Retrieval:
         units, sizes = take_units(self._units(generator, essay, values), counter, length)
         separator = " " if self.haystack == "essay" else "\n"
         body = hide("", units, sizes, [separator + needle for needle in needles], depths)
-        intro, question, prefix = self._prompt(queries := generator.sample(list(values), self.num_queries))
+        intro, question, prefix = self.prompt(queries := generator.sample(list(values), self.num_queries))
         return Draft(
             render=lambda number: f"{intro}\n{body(number).lstrip()}\n",
             sizes=sizes,
@@ -70,7 +67,16 @@ class Retrieval:
             metadata={"haystack": self.haystack},
         )
 
-    def _needle(self, key: str, value: str) -> str:
+    def pairs(self, generator: random.Random) -> dict[str, list[str]]:
+        """The values of each key."""
+        values: dict[str, list[str]] = {}
+        while len(values) < self.num_keys:
+            found = [_RANDOM[self.values](generator) for _ in range(self.num_values)]
+            values.setdefault(_RANDOM[self.keys](generator), found)
+        return values
+
+    def needle(self, key: str, value: str) -> str:
+        """The sentence that is hidden."""
         return f"One of the special magic {self.values} for {key} is: {value}."
 
     def _units(self, generator: random.Random, essay: TextFiller | None, taken: dict[str, list[str]]) -> Iterator[str]:
@@ -87,10 +93,10 @@ class Retrieval:
         while True:
             key = _RANDOM[self.keys](generator)
             if key not in taken:
-                yield "\n" + self._needle(key, _RANDOM[self.values](generator))
+                yield "\n" + self.needle(key, _RANDOM[self.values](generator))
 
-    def _prompt(self, queries: list[str]) -> tuple[str, str, str]:
-        """RULER's words, in the singular where one value is asked for."""
+    def prompt(self, queries: list[str]) -> tuple[str, str, str]:
+        """Introduction, question, and prefix of the answer, in RULER's words, in the singular where one is asked."""
         query = queries[0] if len(queries) == 1 else f"{', '.join(queries[:-1])}, and {queries[-1]}"
         if self.num_queries * self.num_values == 1:
             kind, some, are, all_are = self.values[:-1], "A", "is", "is"

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text for training: documents from files, cut into blocks of tokens that never span two documents."""
+"""Blocks: documents in memory, cut into contexts of one length for reconstruction, the same ones in every epoch."""
 
-import json
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -11,46 +9,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from rcc_hf.objectives import reconstruction_example
-from rcc_hf.prose import Split, load_prose
 
-TEXT_SUFFIXES = (".txt", ".md")
-BUNDLED: dict[str, Split] = {"prose": "train", "prose-held-out": "held_out"}
-
-
-def read_documents(source: str) -> list[str]:
-    """Texts, one per document.
-
-    Args:
-        source: "prose" or "prose-held-out" (public-domain books from an installable package); a file, where `.jsonl`
-            has one `{"text": ...}` per line and `.txt` and `.md` are one document; or a folder of such files.
-
-    Raises:
-        ValueError: if there is nothing to read, or a line of a `.jsonl` file has no text.
-    """
-    if source in BUNDLED:
-        return [document.text for document in load_prose(BUNDLED[source])]
-    path = Path(source)
-    if not path.exists():
-        raise ValueError(f"{source} is neither a file or folder nor one of {', '.join(BUNDLED)}")
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    texts = [text for file in files for text in _read_file(file)]
-    if not texts:
-        raise ValueError(f"{source} holds no text; give {', '.join(TEXT_SUFFIXES)} or .jsonl files")
-    return texts
-
-
-def _read_file(file: Path) -> Iterator[str]:
-    if file.suffix in TEXT_SUFFIXES:
-        yield file.read_text(encoding="utf-8")
-    elif file.suffix == ".jsonl":
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                row = json.loads(line) if line.strip() else None
-                if row is None:
-                    continue
-                if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-                    raise ValueError(f'{file}, line {number}: expected {{"text": ...}}, found {line.strip()[:80]!r}')
-                yield row["text"]
+__all__ = ["TokenBlocks"]
 
 
 class TokenBlocks(Dataset):
@@ -77,7 +37,7 @@ class TokenBlocks(Dataset):
         self.documents: list[Tensor] = []
         self.starts: list[tuple[int, int]] = []
         self.num_short = 0
-        for text in tqdm(list(texts), desc="Tokenizing", unit="document", disable=not progress):
+        for text in tqdm(texts, desc="Tokenizing", unit="document", disable=not progress):
             ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long)
             if len(ids) < block_length:
                 self.num_short += 1

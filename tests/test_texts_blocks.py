@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Documents from files, and blocks of tokens."""
-
-import json
+"""Blocks of tokens."""
 
 import pytest
 import torch
 
-from rcc_hf.data import TokenBlocks, read_documents
+from rcc_hf.texts.blocks import TokenBlocks
 
 
 class OneTokenPerCharacter:
@@ -39,23 +37,3 @@ def test_an_item_is_a_reconstruction_example():
 def test_only_short_documents_are_an_error():
     with pytest.raises(ValueError, match="all 2 documents have less than 4 tokens"):
         blocks("ab", "c")
-
-
-def test_documents_from_a_folder_of_texts_and_json_lines(tmp_path):
-    (tmp_path / "a.txt").write_text("one")
-    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "two"}) + "\n\n" + json.dumps({"text": "three"}) + "\n")
-    (tmp_path / "c.md").write_text("four")
-    (tmp_path / "d.bin").write_bytes(b"\x00")
-    assert read_documents(str(tmp_path)) == ["one", "two", "three", "four"]
-
-
-def test_a_line_without_text_names_file_and_line(tmp_path):
-    (tmp_path / "x.jsonl").write_text('{"text": "fine"}\n{"body": 1}\n')
-    with pytest.raises(ValueError, match=r"x\.jsonl, line 2.*\"text\""):
-        read_documents(str(tmp_path / "x.jsonl"))
-
-
-@pytest.mark.parametrize("make", [lambda p: p / "absent", lambda p: p])
-def test_nothing_to_read_is_an_error(tmp_path, make):
-    with pytest.raises(ValueError, match=r"neither a file|holds no text"):
-        read_documents(str(make(tmp_path)))

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts examples together to a batch."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rcc_hf.objectives.base import IGNORED
+
+__all__ = ["collate"]
+
+_MASKS = {"input_ids": "attention_mask", "teacher_ids": "teacher_mask", "context_ids": "context_mask"}
+_LABELS = ("labels", "teacher_labels")
+_SHARED = ("ratio", "objective")
+
+
+def collate(
+    examples: Sequence[Mapping[str, Any]], pad_id: int, *, multiple: int = 1
+) -> dict[str, Tensor | int | str | None]:
+    """A batch of examples, padded on the right.
+
+    Args:
+        examples: As objectives or a mixture make them; all with the same keys, ratio and objective.
+        pad_id: At padding, which masks hide.
+        multiple: Pad local tokens and teacher to a multiple of so many, for compiled models.
+
+    Returns:
+        `input_ids`, `labels`, `attention_mask` `[B, T]`; `context_ids` `[B, N]`, with `context_mask` only if contexts
+        differ in length or have masks; where there is a teacher `teacher_ids`, `teacher_labels`, `teacher_mask`
+        `[B, U]`; `ratio` and `objective` as they are.
+
+    Raises:
+        ValueError: there is no example, or they differ in keys, ratio or objective.
+    """
+    _check_alike(examples)
+    batch: dict[str, Any] = {name: examples[0][name] for name in _SHARED if name in examples[0]}
+    for name in _LABELS:
+        if name in examples[0]:
+            batch[name] = _pad([example[name] for example in examples], IGNORED, multiple)
+    for name, mask in _MASKS.items():
+        if name not in examples[0]:
+            continue
+        rows = [example[name] for example in examples]
+        masks = [example.get(mask, torch.ones_like(row)) for example, row in zip(examples, rows, strict=True)]
+        rounded = 1 if name == "context_ids" else multiple
+        batch[name], batch[mask] = _pad(rows, pad_id, rounded), _pad(masks, 0, rounded)
+    if bool(batch["context_mask"].all()):
+        del batch["context_mask"]
+    return batch
+
+
+def _check_alike(examples: Sequence[Mapping[str, Any]]) -> None:
+    if not examples:
+        raise ValueError("there is no example to make a batch of")
+    for name in _SHARED:
+        values = {example.get(name) for example in examples}
+        if len(values) > 1:
+            raise ValueError(
+                f"the examples of a batch have different values of {name}: {', '.join(sorted(map(str, values)))}; make "
+                "group_size of the mixture a multiple of the batch size"
+            )
+    keys = {tuple(sorted(set(example) - {"context_mask"})) for example in examples}
+    if len(keys) > 1:
+        raise ValueError(f"the examples of a batch have different keys: {' and '.join(map(str, sorted(keys)))}")
+
+
+def _pad(rows: Sequence[Tensor], value: int, multiple: int) -> Tensor:
+    longest = max(map(len, rows))
+    width = -(-longest // multiple) * multiple
+    padded = rows[0].new_full((len(rows), width), value)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded
