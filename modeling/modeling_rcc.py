@@ -241,12 +241,16 @@ class RCCForCausalLM(RCCPreTrainedModel, RCCGenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits of the local tokens, and their loss if `labels` `[B, T]` are given (-100 where nothing is asked).
 
+        With `hidden_loss`, a function of the last hidden states `[B, T, D]`, the loss is what it returns, and there are
+        no logits: those of all tokens at once may need more memory than all else.
+
         The other arguments are those of `RCCModel.forward`.
 
         Raises:
             ValueError: if `labels` have another shape than the local tokens.
         """
         loss_arguments = {n: kwargs.pop(n) for n in ("num_items_in_batch", "shift_labels") if n in kwargs}
+        hidden_loss = kwargs.pop("hidden_loss", None)
         if labels is not None:
             expected = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
             if labels.shape != expected:
@@ -269,6 +273,8 @@ class RCCForCausalLM(RCCPreTrainedModel, RCCGenerationMixin):
             compress=compress,
             **kwargs,
         )
+        if hidden_loss is not None:
+            return CausalLMOutputWithPast(loss=hidden_loss(outputs.last_hidden_state))
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = scale_logits(self.lm_head(outputs.last_hidden_state[:, kept]), self.config.text_config)
         loss = None

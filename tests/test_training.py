@@ -3,43 +3,12 @@
 
 import pytest
 import torch
-from tiny import SEGMENT, rcc_model, tokens
-from torch.utils.data import Dataset
+from training_runs import Examples, fresh, parameters, settings
 from transformers import TrainerCallback
 
 from rcc_hf import RCCForCausalLM
 from rcc_hf.modeling.fingerprint_rcc import is_trained_part
-from rcc_hf.objectives import reconstruction_example
-from rcc_hf.training import TrainSettings, train
-
-
-class Examples(Dataset):
-    """Two contexts, over and over: even a tiny model can learn them."""
-
-    def __init__(self, size=64):
-        self.contexts, self.size = tokens(2, SEGMENT), size
-
-    def __len__(self):
-        return self.size
-
-    def __getitem__(self, index):
-        return reconstruction_example(self.contexts[index % 2], [1, 4])
-
-
-def settings(output, **changes):
-    values = {"max_steps": 6, "batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 1, "save_steps": 3}
-    return TrainSettings(output=str(output), **values | changes)
-
-
-def fresh(tmp_path, dtype=torch.float32):
-    model = rcc_model(dtype=torch.float32)
-    model.save_pretrained(tmp_path / "start")
-    model.config.base_model_name_or_path = str(tmp_path / "start")
-    return model.to(dtype)
-
-
-def parameters(model):
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
+from rcc_hf.training import train
 
 
 def test_every_trained_parameter_changes_and_no_frozen_one_does(tmp_path):

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training a compressor: the Trainer of transformers on a frozen base."""
+
+from rcc_hf.training.batches import collate_equal
+from rcc_hf.training.losses import HeadLoss, Teacher
+from rcc_hf.training.parts import PARTS, choose_parts, parameter_groups, part_of
+from rcc_hf.training.running import train
+from rcc_hf.training.settings import TrainSettings
+from rcc_hf.training.trainer import RCCTrainer
+
+__all__ = [
+    "PARTS",
+    "HeadLoss",
+    "RCCTrainer",
+    "Teacher",
+    "TrainSettings",
+    "choose_parts",
+    "collate_equal",
+    "parameter_groups",
+    "part_of",
+    "train",
+]

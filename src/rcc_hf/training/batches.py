@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From examples to batches, with what a step needs to know about labels: on the CPU, where the device need not wait."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transformers import default_data_collator
+
+from rcc_hf.training.losses import predicting_places
+
+__all__ = ["Batches", "Collator", "collate_equal"]
+
+Example = dict[str, Any]
+Collator = Callable[[Sequence[Example]], dict[str, Any]]
+
+
+def collate_equal(examples: Sequence[Example]) -> dict[str, Any]:
+    """A batch of examples of one length; `ratio` and `objective` are those that all of them have.
+
+    Raises:
+        ValueError: ratios or objectives differ.
+    """
+    batch: dict[str, Any] = {}
+    for name in ("ratio", "objective"):
+        found = {example[name] for example in examples if name in example}
+        if len(found) > 1:
+            raise ValueError(f"a batch has examples of {name} {sorted(found)}; it must have one")
+        if found:
+            batch[name] = found.pop()
+    tensors = [{k: v for k, v in example.items() if k not in ("ratio", "objective")} for example in examples]
+    return batch | default_data_collator(tensors)
+
+
+class Batches:
+    """Makes batches with a collator, and adds where tokens are predicted: `label_places` and `teacher_places`."""
+
+    def __init__(self, collate: Collator = collate_equal):
+        self.collate = collate
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        batch = self.collate(examples)
+        for labels, places in (("labels", "label_places"), ("teacher_labels", "teacher_places")):
+            if labels in batch:
+                batch[places] = predicting_places(batch[labels])
+        return batch

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`train`: a model, settings and examples in; a trained compressor in a folder out."""
+
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
+from rcc_hf.training.batches import Batches, Collator, collate_equal
+from rcc_hf.training.parts import choose_parts, set_dtype
+from rcc_hf.training.settings import TrainSettings, training_arguments
+from rcc_hf.training.trainer import RCCTrainer
+
+__all__ = ["train"]
+
+
+def train(
+    model: RCCForCausalLM,
+    settings: TrainSettings,
+    train_dataset: Dataset,
+    eval_dataset: Dataset | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    callbacks: list[TrainerCallback] | None = None,
+    *,
+    collate: Collator = collate_equal,
+) -> dict[str, float]:
+    """Train the compressor of `model` in place and save it, adapter-only, in `settings.output`.
+
+    The base is frozen, unless `settings.train_parts` names it; then the checkpoint is a full one. What is trained is
+    trained in float32 whatever the model's dtype, and has that dtype afterwards.
+
+    Args:
+        model: from `from_base`, or a checkpoint to go on with.
+        settings: see there.
+        train_dataset: examples as `rcc_hf.objectives` makes them. They are shuffled, unless the data set has a true
+            attribute `is_shuffled`: then it is random by itself, and read in its order.
+        eval_dataset: held-out examples; their loss and token accuracy are measured at the end, and every `eval_steps`.
+            Several processes that share them count a few twice if they do not divide evenly.
+        tokenizer: saved along.
+        callbacks: further callbacks of the Trainer.
+        collate: makes batches of examples; by default all of one length.
+
+    Returns:
+        The last metrics: `train_loss`, `train_runtime` in seconds, and with `eval_dataset` `eval_loss`,
+        `eval_token_accuracy` and more (see `rcc_hf.training`).
+
+    Raises:
+        ValueError: if `settings.resume` finds no checkpoint, or there is nothing to train.
+    """
+    checkpoint = _last_checkpoint(settings) if settings.resume else None
+    choose_parts(model, settings.train_parts)
+    dtype = model.dtype
+    set_dtype(model, torch.float32)
+    trainer = RCCTrainer(
+        model=model,
+        args=training_arguments(settings, has_eval=eval_dataset is not None),
+        settings=settings,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        data_collator=Batches(collate),
+        processing_class=tokenizer,
+        callbacks=callbacks,
+    )
+    try:
+        metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+        if eval_dataset is not None:
+            metrics |= trainer.evaluate()
+    finally:
+        set_dtype(model, dtype)
+        model.eval()
+    trainer.save_model()
+    trainer.save_metrics("all", metrics, combined=False)
+    return metrics
+
+
+def _last_checkpoint(settings: TrainSettings) -> str:
+    found = get_last_checkpoint(settings.output) if Path(settings.output).is_dir() else None
+    if found is None:
+        raise ValueError(f"there is no checkpoint in {settings.output} to go on from; leave out resume to start anew")
+    return found

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Trainer of transformers for a compressor: its loss, its optimizer, and checkpoints without the frozen base."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from rcc_hf.modeling.families_rcc import scale_logits
+from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
+from rcc_hf.training.losses import HeadLoss, Teacher, predicting_places
+from rcc_hf.training.meters import Meter
+from rcc_hf.training.parts import parameter_groups, part_of
+from rcc_hf.training.settings import TrainSettings
+
+__all__ = ["RCCTrainer"]
+
+
+class RCCTrainer(Trainer):
+    """A Trainer for batches of `context_ids`, `input_ids` and `labels`, with `teacher_ids` and `teacher_labels` if the
+    base itself is to be imitated.
+
+    Checkpoints hold the compressor alone, unless the base is trained too.
+    """
+
+    model_accepts_loss_kwargs: bool
+
+    def __init__(self, *args: Any, settings: TrainSettings, **kwargs: Any):
+        self.settings = settings
+        self._meters = {True: Meter(), False: Meter()}  # of training and of evaluation
+        super().__init__(*args, **kwargs)
+
+    def core(self) -> RCCForCausalLM:
+        """The model below what distributed training puts around it."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Cross-entropy per labelled token, and the divergence from the plain base if that is asked for.
+
+        `num_items_in_batch` are the labelled tokens of all batches and processes of the optimizer step. The gradients
+        of processes are averaged, so the loss, a share of the sum over all of them, is multiplied by their number.
+        """
+        inputs = dict(inputs)
+        objective = inputs.pop("objective", "")
+        teacher = self._teacher({name: inputs.pop(name) for name in list(inputs) if name.startswith("teacher_")})
+        core = self.core()
+        loss_of = HeadLoss(
+            partial(_logits, core),
+            list(core.lm_head.parameters()),
+            inputs["labels"],
+            num_items=num_items_in_batch,
+            places=inputs.pop("label_places", None),
+            teacher=teacher,
+            chunk=self.settings.loss_chunk,
+        )
+        outputs = model(**inputs, hidden_loss=loss_of)
+        loss = outputs["loss"]
+        assert loss_of.sums is not None
+        self._meters[core.training].add(objective, loss_of.sums)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def _teacher(self, batch: dict[str, Tensor]) -> Teacher | None:
+        """The plain base's hidden states behind the text itself: no pass, no memory, no gradient."""
+        if not self.settings.distillation_weight or "teacher_ids" not in batch:
+            return None
+        places = batch["teacher_places"] if "teacher_places" in batch else predicting_places(batch["teacher_labels"])
+        with torch.no_grad(), self.accelerator.autocast():
+            outputs = self.core().model(
+                input_ids=batch["teacher_ids"],
+                attention_mask=batch.get("teacher_mask"),
+                use_cache=False,
+                compress=False,
+            )
+        return Teacher(
+            hidden=outputs.last_hidden_state.flatten(0, 1)[places],
+            weight=self.settings.distillation_weight,
+            temperature=self.settings.distillation_temperature,
+        )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with a learning rate for each part."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            optimizer, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer(parameter_groups(model, self.settings), **options)
+        return self.optimizer
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As the Trainer, with losses and accuracy by objective."""
+        if "loss" in logs:
+            logs = logs | self._meters[True].take()
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """As the Trainer, but `eval_loss` is the cross-entropy of all labelled tokens, and there is token accuracy."""
+        self._meters[False] = Meter()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        found = self._meters[False].take(f"{metric_key_prefix}_")
+        if output.metrics is not None and found:
+            output.metrics.update(found | {f"{metric_key_prefix}_loss": found[f"{metric_key_prefix}_cross_entropy"]})
+        return output
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        # a mixture is random by itself, and its examples belong together in the order that it gives them
+        if getattr(dataset, "is_shuffled", False):
+            return SequentialSampler(dataset)
+        return super()._get_train_sampler(dataset)
+
+    def _trains_base(self) -> bool:
+        return any(p.requires_grad and part_of(name) == "base" for name, p in self.core().named_parameters())
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(str(output_dir or self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        self.core().save_pretrained(folder, adapter_only=not self._trains_base(), state_dict=state_dict)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        torch.save(self.args, folder / "training_args.bin")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._trains_base():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.accelerator.unwrap_model(model or self.model).load_compressor(resume_from_checkpoint)
+
+
+def _logits(model: RCCForCausalLM, hidden: Tensor) -> Tensor:
+    return scale_logits(model.lm_head(hidden), model.config.text_config)
