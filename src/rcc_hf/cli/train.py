@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`rcc train`: the compressor of a checkpoint, or a fresh one on a base, learns to reconstruct text."""
+"""`rcc train`: the compressor of a checkpoint, or a fresh one on a base, learns to reconstruct text, or what a recipe
+says."""
 
 from dataclasses import dataclass, field
 
@@ -7,6 +8,7 @@ from torch.utils.data import Subset
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from rcc_hf.checkpoints import ensure_reconstruction_prompt
+from rcc_hf.cli import train_recipe
 from rcc_hf.cli.loading import load
 from rcc_hf.cli.settings import CompressorSettings, ModelSettings, parse
 from rcc_hf.texts import read_documents
@@ -35,7 +37,10 @@ class DataSettings:
 
 def run(argv: list[str]) -> int:
     """Train and save."""
-    positionals = {"model": "RCC checkpoint, or a base: id on the Hub, folder, or smollm2 (bundled)"}
+    if train_recipe.is_recipe(argv):
+        _print(train_recipe.run(argv))
+        return 0
+    positionals = {"model": "recipe (.yaml), or RCC checkpoint, or a base: id on the Hub, folder, or smollm2 (bundled)"}
     compressor, how, texts, settings, names = parse(
         argv, "train", "Train a compressor to reconstruct text; the base is frozen.", positionals,
         CompressorSettings, ModelSettings, DataSettings, TrainSettings,
@@ -50,10 +55,14 @@ def run(argv: list[str]) -> int:
         blocks = _blocks(texts.eval_data, tokenizer, length, prompt_ids)
         held_out = Subset(blocks, range(0, len(blocks), max(1, len(blocks) // texts.eval_contexts)))
     metrics = train(model, settings, dataset, held_out, tokenizer)
-    for name, value in metrics.items():
-        print(f"{name:28} {value:.4f}" if isinstance(value, float) else f"{name:28} {value}")
+    _print(metrics)
     print(f"wrote {settings.output}")
     return 0
+
+
+def _print(metrics: dict[str, float]) -> None:
+    for name, value in metrics.items():
+        print(f"{name:28} {value:.4f}" if isinstance(value, float) else f"{name:28} {value}")
 
 
 def _blocks(source: str, tokenizer: PreTrainedTokenizerBase, length: int, prompt_ids: list[int]) -> TokenBlocks:

@@ -35,6 +35,9 @@ class Mixture(Dataset):
         ValueError: a number is out of range, a ratio does not divide the segment length, or an objective is unknown.
     """
 
+    is_shuffled = True
+    """`train` reads it in its order."""
+
     def __init__(
         self,
         objectives: Mapping[str, Objective],
