@@ -323,7 +323,7 @@ class Fatal:
 
 def test_a_process_that_dies_is_an_error_and_no_wait():
     documents = (Document(str(i), "text") for i in range(3000))
-    with pytest.raises(ChildProcessError, match="one of 2 processes that tokenize died.*try again with fewer"):
+    with pytest.raises(ChildProcessError, match=r"one of 2 processes that tokenize died.*try again with fewer"):
         list(encode_documents(documents, Fatal(), "<u2", num_processes=2))
 
 
