@@ -56,19 +56,29 @@ def load_model(name: str, base: str | None = None, dtype: str = "auto", **fresh:
 
 
 def load_tokenizer(model: RCCForCausalLM, name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of checkpoint `name`, or that of its base if it has none.
+    """The tokenizer of checkpoint `name`, or that of its base if it has none."""
+    return find_tokenizer(name, model.config.base_model_name_or_path)
+
+
+def find_tokenizer(name: str, base: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that need not be loaded.
 
     The base's longest input is no limit of ours: saved with the checkpoint, it would have tokenizers and pipelines
     warn of every long text.
+
+    Args:
+        name: checkpoint, base or tokenizer: id on the Hub, folder, or "smollm2" for the bundled base.
+        base: whose tokenizer it is if `name` has none; None: the base that the checkpoint names.
     """
     path = resolve_base(name)
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=True, model_max_length=NO_LIMIT)
     except (OSError, ValueError):
-        if model.config.base_model_name_or_path is None:
+        if base is None:
+            base = PreTrainedConfig.get_config_dict(path)[0].get("base_model_name_or_path")
+        if base is None:
             raise
-        path = resolve_base(model.config.base_model_name_or_path)
-        return AutoTokenizer.from_pretrained(path, model_max_length=NO_LIMIT)
+        return AutoTokenizer.from_pretrained(resolve_base(base), model_max_length=NO_LIMIT)
 
 
 def ensure_reconstruction_prompt(model: RCCForCausalLM, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -6,6 +6,7 @@ import sys
 
 COMMANDS = {
     "convert": "put a fresh compressor on a base model",
+    "tokenize": "tokenize texts into shards on disk, to train from",
     "train": "train a compressor to reconstruct text",
     "compress": "compress a text into a memory and save it",
     "generate": "generate text, behind a memory or a long context",

@@ -7,6 +7,7 @@
 from rcc_hf.texts.documents import BUNDLED, Document, listed_files, read_documents
 from rcc_hf.texts.questions import ChatRow, QARow, read_chat_rows, read_qa_rows
 from rcc_hf.texts.shards import TokenShards
+from rcc_hf.texts.tokenizing import build_shards, tokenize_documents
 from rcc_hf.texts.windows import Windows
 
 __all__ = [
@@ -16,8 +17,10 @@ __all__ = [
     "QARow",
     "TokenShards",
     "Windows",
+    "build_shards",
     "listed_files",
     "read_chat_rows",
     "read_documents",
     "read_qa_rows",
+    "tokenize_documents",
 ]

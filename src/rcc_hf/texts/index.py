@@ -9,6 +9,7 @@ from pathlib import Path
 __all__ = ["Shard", "ShardIndex", "ids_file", "lengths_file"]
 
 INDEX = "index.json"
+SCRATCH = f"{INDEX}.tmp"
 VERSION = 1
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 """Names in the index, and what numpy calls them: little-endian everywhere."""
@@ -50,6 +51,7 @@ class ShardIndex:
         tokenizer_fingerprint: By what it is known.
         dtype: Of the ids on disk, `uint16` or `uint32`.
         shard_tokens: A shard is closed as soon as it has so many tokens.
+        max_tokens: No further document is taken once there are so many; None: all are.
         sources: Where the texts came from.
         shards: Those that are finished, in order.
         complete: Whether there are no more to come.
@@ -59,6 +61,7 @@ class ShardIndex:
     tokenizer_fingerprint: str
     dtype: str
     shard_tokens: int
+    max_tokens: int | None = None
     sources: tuple[str, ...] = ()
     shards: tuple[Shard, ...] = ()
     complete: bool = False
@@ -66,7 +69,7 @@ class ShardIndex:
     def write(self, folder: Path) -> None:
         """Replace the index of the folder, all at once."""
         content = {"format": VERSION, **asdict(self)}
-        scratch = folder / f"{INDEX}.tmp"
+        scratch = folder / SCRATCH
         with scratch.open("w", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
             file.flush()
