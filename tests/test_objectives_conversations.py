@@ -2,6 +2,7 @@
 """Conversations: which tokens the assistant wrote, whatever the template, and where the compressed part ends."""
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from test_conversations import BRACKETS, COUNTING, THINKING
 from transformers import AutoTokenizer
 
 from rcc_hf.objectives import IGNORED, Conversations
-from rcc_hf.objectives.turns import closing_id, encode_conversation
+from rcc_hf.objectives.turns import _mark, closing_id, encode_conversation
 from rcc_hf.smollm import smollm2_path
 from rcc_hf.texts import ChatRow
 
@@ -60,6 +61,13 @@ def test_a_template_without_end_tokens():
     ids, is_reply = encode_conversation(tokenizer, messages(TURNS[:2]))
     assert replies_of(tokenizer, ids, is_reply) == [reply for _, reply in TURNS[:2]]
     assert closing_id(tokenizer, EOS) == EOS
+
+
+def test_a_token_that_reaches_beyond_a_reply_is_not_of_it_and_one_with_the_blank_in_front_is():
+    offsets = np.array([[0, 3], [3, 6], [6, 9]])
+    marked = partial(_mark, chat_tokenizer(), np.array([97, 98, 99]), offsets)
+    assert marked([(3, 8)]).tolist() == [False, True, False]
+    assert marked([(4, 9)]).tolist() == [False, True, True]
 
 
 @pytest.mark.real
@@ -141,6 +149,14 @@ def test_what_a_conversation_is_about_is_compressed_alone():
         assert example["teacher_ids"].tolist() == text + whole
     with pytest.raises(ValueError, match="no conversation has a reply within 512 tokens behind a context of 192"):
         draws(talking([about]), 1, shape(3, 64))
+
+
+def test_an_end_alone_is_not_enough_since_the_first_local_token_is_given():
+    ids, is_reply = encode_conversation(chat_tokenizer(), SHORT.messages)
+    last = int(is_reply.nonzero()[0][-1])
+    with pytest.raises(ValueError, match="no conversation has a reply"):
+        draws(talking([SHORT]), 1, shape(1, last, 1))
+    assert labelled(draws(talking([SHORT]), 1, shape(1, last - 1, 1))[0]) == [ids[last]]
 
 
 def test_conversations_that_are_too_short_are_named():

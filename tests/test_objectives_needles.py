@@ -127,14 +127,14 @@ def test_needles_stand_anywhere_behind_sentences():
 
 
 @pytest.mark.parametrize("name", ["needles", "varied", "ruler"])
-def test_what_is_asked_for_does_not_always_come_first(name):
-    first = []
-    for example in draws(needles(name), 150):
+def test_one_of_several_that_is_asked_for_stands_anywhere(name):
+    shares = []
+    for example in draws(needles(name), 300):
         text, (_, target) = decode(LETTERS, example["context_ids"]), local_parts(LETTERS, example)
-        values = target.removesuffix("</s>").strip().split(", ")
-        shares = [text.index(value) / len(text) for value in values]
-        first.append(min(shares))
-    assert max(first) > 0.7
+        if ", " not in target:
+            shares.append(text.index(target.removesuffix("</s>").strip()) / len(text))
+    assert len(shares) > 60
+    assert 0.4 < np.mean(shares) < 0.62
 
 
 def test_text_without_sentences_has_needles_too():
