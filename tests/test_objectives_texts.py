@@ -51,7 +51,8 @@ def test_only_the_beginning_of_a_long_context_is_predicted_and_no_end():
 
 
 def test_contexts_are_windows_of_one_document_and_all_of_them_come_up():
-    found = {example["context_ids"][0].item() for example in draws(Reconstruction(counting(3, 10, 9), prompt_ids=[1], end_id=9), 200)}  # fmt: skip
+    objective = Reconstruction(counting(3, 10, 9), prompt_ids=[1], end_id=9)
+    found = {example["context_ids"][0].item() for example in draws(objective, 200)}
     assert found == {2000, 2001, 2002, 3000, 3001}
 
 

@@ -32,15 +32,16 @@ class Prompter:
     Args:
         tokenizer: Of the model; needs an end-of-text token.
         chat_share: Share of prompts that are in its chat template.
-        max_answer: Tokens of an answer; of a longer one the beginning is predicted, and no end.
+        max_answer: Tokens of an answer; of a longer one the beginning is predicted, and no end. None: no limit.
 
     Raises:
         ValueError: a number is out of range, or the tokenizer has no template or no end.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, chat_share: float = 0.0, max_answer: int = 256):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, chat_share: float = 0.0, max_answer: int | None = None):
         check_share("chat_share", chat_share)
-        check_positive("max_answer", max_answer)
+        if max_answer is not None:
+            check_positive("max_answer", max_answer)
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no end-of-text token, so no answer would end; set tokenizer.eos_token")
         if chat_share:
@@ -62,7 +63,7 @@ class Prompter:
         """Ids of a finished prompt `[P]`, and of the answer with its end `[A]`."""
         space = "" if not prompt or prompt[-1].isspace() or answer[:1].isspace() else " "
         prompt_ids, answer_ids = encode_behind(self.tokenizer, prompt, space + answer)
-        if len(answer_ids) > self._max_answer:
+        if self._max_answer is not None and len(answer_ids) > self._max_answer:
             return prompt_ids, answer_ids[: self._max_answer]
         return prompt_ids, np.append(answer_ids, self._chat_end_id if chat else self._end_id)
 
