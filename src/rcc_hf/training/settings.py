@@ -58,6 +58,11 @@ class TrainSettings:
         default=False,
         metadata={"help": "Compile once for all lengths, instead of once for each; for many ratios and lengths."},
     )
+    ceiling_tflops: float | None = field(
+        default=None,
+        metadata={"help": "10^12 operations a second that a device does at most, of which a share is logged; none: "
+                  "measured on CUDA."},
+    )  # fmt: skip
     num_workers: int = field(default=0, metadata={"help": "Processes that prepare examples, per device."})
     seed: int = field(default=0, metadata={"help": "Seed of data order and adapters."})
     logging_steps: int = field(default=10, metadata={"help": "Steps between log lines."})
