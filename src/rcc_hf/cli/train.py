@@ -10,7 +10,7 @@ from rcc_hf.checkpoints import ensure_reconstruction_prompt
 from rcc_hf.cli.loading import load
 from rcc_hf.cli.settings import CompressorSettings, ModelSettings, parse
 from rcc_hf.data import TokenBlocks, read_documents
-from rcc_hf.training import TrainSettings, train
+from rcc_hf.training import Quality, QualitySettings, TrainSettings, make_probes, train
 
 
 @dataclass(kw_only=True)
@@ -32,9 +32,9 @@ class DataSettings:
 def run(argv: list[str]) -> int:
     """Train and save."""
     positionals = {"model": "RCC checkpoint, or a base: id on the Hub, folder, or smollm2 (bundled)"}
-    compressor, how, texts, settings, names = parse(
+    compressor, how, texts, quality, settings, names = parse(
         argv, "train", "Train a compressor to reconstruct text; the base is frozen.", positionals,
-        CompressorSettings, ModelSettings, DataSettings, TrainSettings,
+        CompressorSettings, ModelSettings, DataSettings, QualitySettings, TrainSettings,
     )  # fmt: skip
     set_seed(settings.seed)
     model, tokenizer = load(names.model, how, compressor)
@@ -45,7 +45,11 @@ def run(argv: list[str]) -> int:
     if texts.eval_data is not None:
         blocks = TokenBlocks(read_documents(texts.eval_data), tokenizer, length, prompt_ids)
         held_out = Subset(blocks, range(0, len(blocks), max(1, len(blocks) // texts.eval_contexts)))
-    metrics = train(model, settings, dataset, held_out, tokenizer)
+    callbacks = []
+    if probes := make_probes(model, tokenizer, quality, prompt_ids):
+        ratios = quality.quality_ratios or [model.config.ratio]
+        callbacks.append(Quality(probes, tokenizer, ratios=ratios, steps=quality.quality_steps))
+    metrics = train(model, settings, dataset, held_out, tokenizer, callbacks)
     for name, value in metrics.items():
         print(f"{name:28} {value:.4f}" if isinstance(value, float) else f"{name:28} {value}")
     print(f"wrote {settings.output}")

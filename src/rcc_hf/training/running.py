@@ -13,6 +13,7 @@ from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
 from rcc_hf.training.batches import Batches, Collator, collate_equal
 from rcc_hf.training.compiling import compiled_blocks
 from rcc_hf.training.parts import choose_parts, set_dtype
+from rcc_hf.training.quality import Quality
 from rcc_hf.training.settings import TrainSettings, training_arguments
 from rcc_hf.training.trainer import RCCTrainer
 
@@ -67,6 +68,9 @@ def train(
         callbacks=callbacks,
     )
     try:
+        for callback in callbacks or []:
+            if isinstance(callback, Quality):
+                callback.trainer = trainer
         with _compiled(model, settings):
             metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
         if eval_dataset is not None:
