@@ -37,6 +37,10 @@ class RCCPreTrainedModel(LoadableModel):
             if isinstance(module, TrainedPart):
                 module.initialize()
 
+    def enable_input_require_grads(self):
+        """Nothing: only reentrant checkpointing needs it. The library asks for it with every kind, and embeddings that
+        require gradients would give layers that are frozen, such as a frozen compressor's, a graph."""
+
     def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=checkpoint, **kwargs):
         """As the library, but a replayed layer runs in the pass it first ran in. Always non-reentrant: the reentrant
         kind loses gradients of adapters silently."""

@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from training_runs import Examples, fresh, parameters, settings
+from training_runs import Examples, Mixed, fresh, parameters, settings
 from transformers import TrainerCallback
 
 from rcc_hf import RCCForCausalLM
@@ -52,6 +52,85 @@ def test_resuming_is_the_same_as_never_having_stopped(tmp_path):
     train(resumed, settings(tmp_path / "parts", resume=True), Examples())
     for name, parameter in parameters(resumed).items():
         assert torch.equal(parameter, parameters(whole)[name]), name
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise Killed
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_workers": 1}, {"dtype": torch.bfloat16}], ids=str)
+def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, changes):
+    """Between two checkpoints, and in a mixture, whose examples follow from their index: bit for bit."""
+    how = {"accumulation_steps": 2, "batch_size": 2, "save_steps": 2, "distillation_weight": 0.5, "schedule": "cosine"}
+    how |= {name: value for name, value in changes.items() if name != "dtype"}
+    dtype = changes.get("dtype", torch.float32)
+    whole, killed, resumed = (fresh(tmp_path, dtype) for _ in range(3))
+    train(whole, settings(tmp_path / "whole", **how), Mixed(size=24))
+    with pytest.raises(Killed):
+        train(killed, settings(tmp_path / "parts", **how), Mixed(size=24), callbacks=[KillAt(3)])
+    seen = []
+
+    class Watched(Mixed):
+        def __getitem__(self, index):
+            seen.append(index)
+            return super().__getitem__(index)
+
+    train(resumed, settings(tmp_path / "parts", resume=True, **how), Watched(size=24))
+    assert seen == ([] if how.get("num_workers") else list(range(8, 24)))
+    for name, parameter in parameters(resumed).items():
+        assert torch.equal(parameter, parameters(whole)[name]), name
+
+
+class Look(TrainerCallback):
+    """Keeps the losses, and the dtypes of the parameters in training."""
+
+    def __init__(self):
+        self.losses, self.dtypes = [], set()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.losses += [logs["loss"]] if "loss" in logs else []
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.dtypes.update(p.dtype for p in model.parameters())
+
+
+def test_autocast_computes_in_bfloat16_and_keeps_parameters_in_float32(tmp_path):
+    looks, inside = {}, {}
+    for bf16 in (False, True):
+        model, looks[bf16], inside[bf16] = fresh(tmp_path), Look(), set()
+        linear = model.model.language_model.layers[1].mlp.up_proj
+        linear.register_forward_hook(lambda module, args, output, seen=inside[bf16]: seen.add(output.dtype))
+        how = settings(tmp_path / str(bf16), bf16=bf16, logging_steps=1)
+        train(model, how, Mixed(), callbacks=[looks[bf16]])
+    assert inside == {False: {torch.float32}, True: {torch.bfloat16}}
+    assert looks[True].dtypes == {torch.float32}
+    assert looks[True].losses != looks[False].losses
+    assert looks[True].losses == pytest.approx(looks[False].losses, rel=2e-2)
+
+
+def test_a_mixture_is_read_in_its_order_and_other_data_are_not(tmp_path):
+    read = {}
+    for kind in (Examples, Mixed):
+        seen = []
+
+        class Watched(kind):
+            def __getitem__(self, index, seen=seen):
+                seen.append(index)
+                return super().__getitem__(index)
+
+        train(fresh(tmp_path), settings(tmp_path / kind.__name__, max_steps=3), Watched(32))
+        read[kind] = seen[:12]
+    assert read[Mixed] == list(range(12))
+    assert read[Examples] != sorted(read[Examples])
 
 
 def test_accumulating_two_batches_is_one_of_twice_the_size(tmp_path):

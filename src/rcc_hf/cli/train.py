@@ -13,7 +13,7 @@ from rcc_hf.cli.loading import load
 from rcc_hf.cli.settings import CompressorSettings, ModelSettings, parse
 from rcc_hf.texts import read_documents
 from rcc_hf.texts.blocks import TokenBlocks
-from rcc_hf.training import TrainSettings, train
+from rcc_hf.training import QualitySettings, TrainSettings, quality_callbacks, train
 
 
 @dataclass(kw_only=True)
@@ -41,9 +41,9 @@ def run(argv: list[str]) -> int:
         _print(train_recipe.run(argv))
         return 0
     positionals = {"model": "recipe (.yaml), or RCC checkpoint, or a base: id on the Hub, folder, or smollm2 (bundled)"}
-    compressor, how, texts, settings, names = parse(
+    compressor, how, texts, quality, settings, names = parse(
         argv, "train", "Train a compressor to reconstruct text; the base is frozen.", positionals,
-        CompressorSettings, ModelSettings, DataSettings, TrainSettings,
+        CompressorSettings, ModelSettings, DataSettings, QualitySettings, TrainSettings,
     )  # fmt: skip
     set_seed(settings.seed)
     model, tokenizer = load(names.model, how, compressor)
@@ -54,7 +54,8 @@ def run(argv: list[str]) -> int:
     if texts.eval_data is not None:
         blocks = _blocks(texts.eval_data, tokenizer, length, prompt_ids)
         held_out = Subset(blocks, range(0, len(blocks), max(1, len(blocks) // texts.eval_contexts)))
-    metrics = train(model, settings, dataset, held_out, tokenizer)
+    callbacks = quality_callbacks(model, tokenizer, quality, prompt_ids)
+    metrics = train(model, settings, dataset, held_out, tokenizer, callbacks)
     _print(metrics)
     print(f"wrote {settings.output}")
     return 0

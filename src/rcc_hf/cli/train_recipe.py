@@ -7,7 +7,7 @@ from transformers import HfArgumentParser
 
 from rcc_hf.cli.settings import ModelSettings
 from rcc_hf.recipes.recipe import Recipe, read_recipe
-from rcc_hf.training import TrainSettings
+from rcc_hf.training import QualitySettings, TrainSettings
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -46,17 +46,17 @@ def run(argv: list[str]) -> dict[str, float]:
     """
     file, *flags = argv
     parser = HfArgumentParser(
-        [RecipeSettings, TrainSettings, ModelSettings],
+        [RecipeSettings, TrainSettings, QualitySettings, ModelSettings],
         prog=f"rcc train {file}",
         description="Train as a recipe says. Flags take the place of its values; defaults shown are without a recipe.",
     )
     recipe = read_recipe(file, tiny="--tiny" in flags)
-    known = {one.name for one in fields(TrainSettings)}
+    known = {one.name for kind in (TrainSettings, QualitySettings) for one in fields(kind)}
     unknown = sorted(set(recipe.training) - known)
     if unknown:
         raise ValueError(f"{file}: training has no setting {', '.join(unknown)}; rcc train --help shows them")
     parser.set_defaults(**recipe.training)
-    changes, settings, how = parser.parse_args_into_dataclasses(args=flags)
+    changes, settings, quality, how = parser.parse_args_into_dataclasses(args=flags)
     from rcc_hf.recipes.running import run_recipe  # what trains is slow to import, and --help does not need it
 
     return run_recipe(
@@ -65,4 +65,5 @@ def run(argv: list[str]) -> dict[str, float]:
         base=how.base,
         dtype=how.dtype,
         held_out_examples=changes.held_out_examples,
+        quality=quality,
     )

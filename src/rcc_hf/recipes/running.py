@@ -7,7 +7,7 @@ from typing import Any
 
 from accelerate import PartialState
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from rcc_hf.checkpoints import ensure_reconstruction_prompt, load_model, load_tokenizer
 from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
@@ -15,7 +15,7 @@ from rcc_hf.objectives import Mixture, Objective, Phase, Phases, collate
 from rcc_hf.recipes.building import build_objectives
 from rcc_hf.recipes.recipe import Recipe
 from rcc_hf.recipes.sources import read_sources
-from rcc_hf.training import TrainSettings, train
+from rcc_hf.training import QualitySettings, TrainSettings, quality_callbacks, train
 
 __all__ = ["run_recipe"]
 
@@ -27,7 +27,7 @@ def run_recipe(
     base: str | None = None,
     dtype: str = "auto",
     held_out_examples: int = 64,
-    callbacks: list[TrainerCallback] | None = None,
+    quality: QualitySettings | None = None,
 ) -> dict[str, float]:
     """Train what a recipe says, and save it in `settings.output`.
 
@@ -39,7 +39,7 @@ def run_recipe(
         base: Where an adapter-only checkpoint finds its base, if that has moved.
         dtype: Of the base: auto, float32, bfloat16 or float16.
         held_out_examples: How many of the held-out texts, if there are any; those of the last phase.
-        callbacks: Of the Trainer.
+        quality: What is measured on the way by generating freely.
 
     Returns:
         The metrics of `train`.
@@ -53,9 +53,9 @@ def run_recipe(
     mixture = _mixture(recipe, settings, model, tokenizer)
     held_out = _held_out(recipe, settings, model, tokenizer, held_out_examples) if recipe.held_out else None
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return train(
-        model, settings, mixture, held_out, tokenizer, callbacks, collate=partial(collate, pad_id=pad_id)
-    )  # fmt: skip
+    prompt_ids = ensure_reconstruction_prompt(model, tokenizer)
+    callbacks = quality_callbacks(model, tokenizer, quality or QualitySettings(), prompt_ids)
+    return train(model, settings, mixture, held_out, tokenizer, callbacks, collate=partial(collate, pad_id=pad_id))
 
 
 def _mixture(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`train`: a model, settings and examples in; a trained compressor in a folder out."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -10,7 +11,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
 from rcc_hf.training.batches import Batches, Collator, collate_equal
+from rcc_hf.training.compiling import compiled_blocks
 from rcc_hf.training.parts import choose_parts, set_dtype
+from rcc_hf.training.quality import Quality
 from rcc_hf.training.settings import TrainSettings, training_arguments
 from rcc_hf.training.trainer import RCCTrainer
 
@@ -65,7 +68,11 @@ def train(
         callbacks=callbacks,
     )
     try:
-        metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+        for callback in callbacks or []:
+            if isinstance(callback, Quality):
+                callback.trainer = trainer
+        with _compiled(model, settings):
+            metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
         if eval_dataset is not None:
             metrics |= trainer.evaluate()
     finally:
@@ -74,6 +81,12 @@ def train(
     trainer.save_model()
     trainer.save_metrics("all", metrics, combined=False)
     return metrics
+
+
+def _compiled(model: RCCForCausalLM, settings: TrainSettings) -> AbstractContextManager[None]:
+    if not settings.compile_blocks:
+        return nullcontext()
+    return compiled_blocks(model, dynamic=None if settings.compile_dynamic else False)
 
 
 def _last_checkpoint(settings: TrainSettings) -> str:

@@ -58,6 +58,11 @@ class TrainSettings:
         default=False,
         metadata={"help": "Compile once for all lengths, instead of once for each; for many ratios and lengths."},
     )
+    ceiling_tflops: float | None = field(
+        default=None,
+        metadata={"help": "10^12 operations a second that a device does at most, of which a share is logged; none: "
+                  "measured on CUDA."},
+    )  # fmt: skip
     num_workers: int = field(default=0, metadata={"help": "Processes that prepare examples, per device."})
     seed: int = field(default=0, metadata={"help": "Seed of data order and adapters."})
     logging_steps: int = field(default=10, metadata={"help": "Steps between log lines."})
@@ -104,6 +109,8 @@ class TrainSettings:
 def training_arguments(settings: TrainSettings, *, has_eval: bool) -> TrainingArguments:
     """The settings in the Trainer's words."""
     on_cuda = torch.cuda.is_available()
+    # the newest transformers warns of this name, the oldest knows no other: so it is given only where it is needed
+    checkpointing = {"gradient_checkpointing": True} if settings.gradient_checkpointing else {}
     return TrainingArguments(
         output_dir=settings.output,
         max_steps=settings.max_steps,
@@ -118,7 +125,6 @@ def training_arguments(settings: TrainSettings, *, has_eval: bool) -> TrainingAr
         adam_beta2=0.95,
         optim="adamw_torch_fused" if on_cuda else "adamw_torch",
         bf16=settings.bf16,
-        gradient_checkpointing=settings.gradient_checkpointing,
         seed=settings.seed,
         logging_steps=settings.logging_steps,
         # it would wait for the device in every step, to hide losses that are no numbers
@@ -135,4 +141,5 @@ def training_arguments(settings: TrainSettings, *, has_eval: bool) -> TrainingAr
         remove_unused_columns=False,
         # left to itself, accelerate takes several processes without a GPU for single ones
         use_cpu=not torch.accelerator.is_available(),
+        **checkpointing,
     )

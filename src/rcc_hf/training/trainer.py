@@ -17,6 +17,7 @@ from rcc_hf.training.losses import HeadLoss, Teacher, predicting_places
 from rcc_hf.training.meters import Meter
 from rcc_hf.training.parts import parameter_groups, part_of
 from rcc_hf.training.settings import TrainSettings
+from rcc_hf.training.throughput import Throughput
 
 __all__ = ["RCCTrainer"]
 
@@ -34,6 +35,7 @@ class RCCTrainer(Trainer):
         self.settings = settings
         self._meters = {True: Meter(), False: Meter()}  # of training and of evaluation
         super().__init__(*args, **kwargs)
+        self.throughput = Throughput(self.core(), ceiling=settings.ceiling_tflops and settings.ceiling_tflops * 1e12)
 
     def core(self) -> RCCForCausalLM:
         """The model below what distributed training puts around it."""
@@ -51,10 +53,11 @@ class RCCTrainer(Trainer):
         `num_items_in_batch` are the labelled tokens of all batches and processes of the optimizer step. The gradients
         of processes are averaged, so the loss, a share of the sum over all of them, is multiplied by their number.
         """
-        inputs = dict(inputs)
+        inputs, core = dict(inputs), self.core()
+        if core.training:
+            self.throughput.count(inputs)
         objective = inputs.pop("objective", "")
         teacher = self._teacher({name: inputs.pop(name) for name in list(inputs) if name.startswith("teacher_")})
-        core = self.core()
         loss_of = HeadLoss(
             partial(_logits, core),
             list(core.lm_head.parameters()),
@@ -90,6 +93,11 @@ class RCCTrainer(Trainer):
             temperature=self.settings.distillation_temperature,
         )
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As the Trainer; the first one starts the clock."""
+        self.throughput.begin()
+        return super().training_step(*args, **kwargs)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with a learning rate for each part."""
         if self.optimizer is None:
@@ -99,15 +107,16 @@ class RCCTrainer(Trainer):
         return self.optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As the Trainer, with losses and accuracy by objective."""
+        """As the Trainer, with losses and accuracy by objective, and speed."""
         if "loss" in logs:
-            logs = logs | self._meters[True].take()
+            logs = logs | self._meters[True].take() | self.throughput.take()
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """As the Trainer, but `eval_loss` is the cross-entropy of all labelled tokens, and there is token accuracy."""
         self._meters[False] = Meter()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        with self.throughput.paused():
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         found = self._meters[False].take(f"{metric_key_prefix}_")
         if output.metrics is not None and found:
             output.metrics.update(found | {f"{metric_key_prefix}_loss": found[f"{metric_key_prefix}_cross_entropy"]})
@@ -119,6 +128,10 @@ class RCCTrainer(Trainer):
         if getattr(dataset, "is_shuffled", False):
             return SequentialSampler(dataset)
         return super()._get_train_sampler(dataset)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self.throughput.paused():
+            super()._save_checkpoint(*args, **kwargs)
 
     def _trains_base(self) -> bool:
         return any(p.requires_grad and part_of(name) == "base" for name, p in self.core().named_parameters())
