@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 import yaml
-from evaluating import SENTENCES, byte_tokenizer
+from evaluating import SENTENCES, byte_tokenizer, write_rows
 from tiny import base_model, rcc_model, text_config
 
 import rcc_hf
@@ -87,6 +87,19 @@ def test_several_ratios_have_folders_of_their_own(folder, tmp_path):
         assert found["ratio"] == ratio
         local = len(TEXT) % 16
         assert found["entries_per_example"] == (len(TEXT) - local) / ratio + local
+
+
+def test_questions_among_the_documents_of_others(folder, tmp_path):
+    lines = [
+        {"context": f"Box {i}: {TEXT}"[:90], "question": f"\n{i}?", "answer": "-", "max_new_tokens": 2}
+        for i in range(9)
+    ]
+    data = write_rows(tmp_path / "qa.jsonl", lines)
+    status, metrics = run(folder, tmp_path / "out", "qa", "--data", data, "--context_tokens", 320)
+    assert status == 0
+    assert (metrics["context_tokens_per_example"], metrics["entries_per_example"]) == (320, 80)
+    assert [group["length"] for group in metrics["groups"]] == [320]
+    assert run(folder, tmp_path / "no", "ruler", "--context_tokens", 320)[0] == 2
 
 
 def test_a_finished_run_is_not_repeated_and_another_one_is_refused(folder, tmp_path, monkeypatch, capsys):

@@ -2,7 +2,8 @@
 """Questions about one document: files like those of SQuAD, Natural Questions, PolicyQA, SQuALITY and QMSum.
 
 Formats: https://rajpurkar.github.io/SQuAD-explorer/, https://github.com/wasiahmad/PolicyQA (as SQuAD),
-https://github.com/nyu-mll/SQuALITY, https://github.com/Yale-LILY/QMSum. These have no prompts of their own.
+https://github.com/nyu-mll/SQuALITY, https://github.com/Yale-LILY/QMSum. These have no prompts of their own. `flat` are
+files with rows of several such sources: context, question, answers, source, and long where the answers are summaries.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +12,7 @@ from typing import Any
 from rcc_hf.evaluation.examples import Example
 from rcc_hf.evaluation.prompts import Subset, fill
 
-__all__ = ["FORMATS", "qmsum", "questions", "squad", "squality"]
+__all__ = ["FORMATS", "flat", "qmsum", "questions", "squad", "squality"]
 
 _SHORT = Subset(
     template=(
@@ -20,6 +21,16 @@ _SHORT = Subset(
     ),
     answer_prefix="Answer:",
     max_new_tokens=32,
+    metric="squad",
+)
+_CLOSED_ANSWERS = {"yes", "no", "maybe"}
+_CLOSED = Subset(
+    template=(
+        "{context}\n\nAnswer the question about the text above with yes, no or maybe, and nothing else."
+        "\n\nQuestion: {question}\nAnswer:"
+    ),
+    answer_prefix="Answer:",
+    max_new_tokens=8,
     metric="squad",
 )
 _SUMMARY = Subset(
@@ -33,7 +44,8 @@ _SUMMARY = Subset(
 def questions(row: Mapping[str, Any], subset: str) -> Iterator[Example]:
     """The example of one flat record: a context (or document, passage), a question, and answers (or answer).
 
-    Answers are a text, a list, or SQuAD's `{"text": [...]}`; a question without any is left out.
+    Answers are a text, a list, or SQuAD's `{"text": [...]}`; a question without any is left out. Where the record says
+    `"long": true` a paragraph is asked for, and where each answer is yes, no or maybe, one of these.
 
     Raises:
         KeyError: a field is missing.
@@ -45,7 +57,23 @@ def questions(row: Mapping[str, Any], subset: str) -> Iterator[Example]:
         if context is None:
             raise KeyError("context")
         metadata = {name: row[name] for name in ("id", "source") if name in row}
-        yield fill(_SHORT, subset, texts, {"context": context, "question": row["question"]}, metadata)
+        asked = _SUMMARY if row.get("long") else _SHORT
+        if all(text.strip().lower() in _CLOSED_ANSWERS for text in texts):
+            asked = _CLOSED
+        yield fill(asked, subset, texts, {"context": context, "question": row["question"]}, metadata)
+
+
+def flat(row: Mapping[str, Any], subset: str) -> Iterator[Example]:
+    """As `questions`, if the record's `source` begins with the subset's name; without one, the source is the task.
+
+    Raises:
+        KeyError: a field is missing.
+    """
+    source = str(row["source"])
+    if subset == "flat":
+        yield from questions(row, source)
+    elif source.startswith(subset):
+        yield from questions(row, subset)
 
 
 def _texts(answers: Any) -> list[str]:
@@ -105,5 +133,6 @@ FORMATS: dict[str, Callable[[Mapping[str, Any], str], Iterator[Example]]] = {
     "policyqa": squad,
     "squality": squality,
     "qmsum": qmsum,
+    "flat": flat,
 }
 """Of each format the function that makes examples of a record."""

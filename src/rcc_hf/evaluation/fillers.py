@@ -3,14 +3,15 @@
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Protocol
 
 from rcc_hf.evaluation.vocabulary import ADJECTIVES, NOUNS
+from rcc_hf.prose import load_prose
 
-__all__ = ["Filler", "RepetitiveFiller", "TextFiller", "WordFiller"]
+__all__ = ["FILLERS", "Filler", "RepetitiveFiller", "TextFiller", "WordFiller", "book_paragraphs"]
 
 NOISE = (
     "The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.", "There and back again.",
@@ -80,3 +81,20 @@ def _sentences(paragraph: str) -> list[str]:
     sentences = [" ".join(part.split()) for part in _SENTENCE_END.split(paragraph.strip())]
     separators = ["\n\n", *[" "] * len(sentences)]
     return [separator + text for separator, text in zip(separators, sentences, strict=False) if text]
+
+
+def book_paragraphs() -> list[str]:
+    """Paragraphs of the bundled prose that is held out from training.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    return [paragraph for book in load_prose("held_out") for paragraph in book.text.split("\n\n")]
+
+
+FILLERS: dict[str, Callable[[], Filler]] = {
+    "repetitive": RepetitiveFiller,
+    "words": WordFiller,
+    "books": lambda: TextFiller(book_paragraphs(), "books"),
+}
+"""By the name that a setting gives."""
