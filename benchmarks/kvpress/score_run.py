@@ -22,13 +22,16 @@ def read_config(path: Path) -> dict[str, Any]:
     return {name: json.loads(value) for name, _, value in (line.partition(": ") for line in lines)}
 
 
-def score_run(path: Path, examples: Sequence[Example], group_by: Sequence[str] = ()) -> dict[str, Any]:
+def score_run(
+    path: Path, examples: Sequence[Example], group_by: Sequence[str] = (), task: str | None = None
+) -> dict[str, Any]:
     """The metrics of a finished run, which are written into its folder.
 
     Args:
         path: The folder.
         examples: Those that were answered, in their order.
         group_by: Metadata by which scores are grouped, beside the task.
+        task: Name of the task; default: that of the examples if they have one in common, and "examples" otherwise.
 
     Raises:
         ValueError: a prediction is that of another example, or is missing.
@@ -38,7 +41,9 @@ def score_run(path: Path, examples: Sequence[Example], group_by: Sequence[str] =
         missing = folder.remaining(examples)
         if missing:
             raise ValueError(f"{path} lacks {len(missing)} of {len(examples)} predictions; finish the run first")
-        about = {"task": "examples", **{name: config[name] for name in ("method", "model", "ratio")}}
+        names = {example.task for example in examples}
+        about = {"task": task or (names.pop() if len(names) == 1 else "examples")}
+        about |= {name: config[name] for name in ("method", "model", "ratio")}
         metrics = report(examples, folder.rows(), group_by=group_by, about=about)
         folder.write_metrics(metrics)
         folder.write_csv()
@@ -51,8 +56,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of a run of run_kvpress.py")
     parser.add_argument("examples", type=Path, help="the file that was given to it")
     parser.add_argument("--group-by", nargs="*", default=["length", "depth"], help="(default: length depth)")
+    parser.add_argument("--task", help="name of the task, as rcc plot tells them apart (default: of the examples)")
     settings = parser.parse_args()
-    metrics = score_run(settings.folder, read_examples(settings.examples), settings.group_by)
+    metrics = score_run(settings.folder, read_examples(settings.examples), settings.group_by, settings.task)
     means = {name: value["mean"] for name, value in metrics["overall"].items()}
     sys.stdout.write(json.dumps({"method": metrics["method"], "ratio": metrics["ratio"], **means}) + "\n")
 
