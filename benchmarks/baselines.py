@@ -57,7 +57,7 @@ def tasks(settings: argparse.Namespace) -> dict[str, list[str]]:
         "cost": [*segment, *lengths, "--batch_size", "1"],
     }
     if settings.qa:
-        found["qa"] = ["--segment_length", "64", "--data", settings.qa, "--benchmark", "nq", "--chat"]
+        found["qa"] = [*segment, "--context_tokens", "2048", "--data", settings.qa, "--benchmark", "nq", "--chat"]
     counts = num_examples(settings)
     return {
         task: ["--task", task, "--num_examples", str(counts[task]), *arguments] for task, arguments in found.items()

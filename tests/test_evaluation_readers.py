@@ -164,13 +164,16 @@ def test_flat_questions(row, tmp_path):
         assert (example.context, example.answers, example.task) == ("It rains.", ("rain",), "mine")
 
 
+SUMMARIES = ["Nothing happens.", "No plot."]
+
+
 def test_flat_rows_of_several_sources(tmp_path):
     contexts = ["One line.\u2028And another.", "It rains."]
     (tmp_path / "qa_contexts.jsonl").write_text("".join(json.dumps(c, ensure_ascii=False) + "\n" for c in contexts))
     rows = [
         {"source": "nq-oracle", "ctx": 1, "question": "What?", "answers": ["rain", "rains"]},
         {"source": "pubmedqa", "ctx": 1, "question": "Dry?", "answers": ["no"], "long_answer": "It rains."},
-        {"source": "squality", "ctx": 0, "question": "Plot?", "answers": ["Nothing happens.", "No plot."], "long": True},
+        {"source": "squality", "ctx": 0, "question": "Plot?", "answers": SUMMARIES, "long": True},
     ]
     file = write(tmp_path / "qa.jsonl", *rows)
     short, closed, summary = examples = read_benchmark("flat", file)
@@ -179,7 +182,7 @@ def test_flat_rows_of_several_sources(tmp_path):
     assert [example.metric for example in examples] == ["squad", "squad", "rouge_stemmed"]
     assert short.answers == ("rain", "rains")
     assert "with yes, no or maybe" in closed.question
-    assert summary.answers == ("Nothing happens.", "No plot.")
+    assert summary.answers == tuple(SUMMARIES)
     assert (summary.max_new_tokens, "in a paragraph" in summary.question) == (512, True)
     for example in examples:
         check_scores([example])
