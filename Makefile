@@ -24,7 +24,7 @@ CHECK   = $(VENV)/check
 STAMP  := $(VENV)/.installed-$(shell printf '%s' '$(PYTHON) $(TORCH) $(PIN) $(MODEL) $(PROSE)' | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-floor lint types check clean
+.PHONY: help venv demo test test-floor golden lint types check clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1@/p' Makefile | while IFS=@ read -r name text; do printf '%-12s %s\n' "$$name" "$$text"; done
@@ -52,6 +52,10 @@ test: venv  ## the tests that need neither minutes, nor a GPU, nor a network
 
 test-floor:  ## the same with the oldest transformers that setup.cfg allows, in .venv-floor
 	@$(MAKE) --no-print-directory test VENV=.venv-floor PIN='$(FLOOR)'
+
+golden: venv  ## record anew what tiny models and the checkpoints in examples/ compute, after a change that is meant
+	@$(VENV)/bin/python tests/test_golden.py
+	@$(VENV)/bin/python tests/shipped.py
 
 lint: venv
 	@$(VENV)/bin/ruff check .

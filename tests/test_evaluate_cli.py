@@ -3,15 +3,11 @@
 
 import csv
 import json
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from evaluating import SENTENCES, byte_tokenizer
+from evaluating import SENTENCES, byte_tokenizer, write_rows
 from tiny import base_model, rcc_model, text_config
 
 import rcc_hf
@@ -93,6 +89,19 @@ def test_several_ratios_have_folders_of_their_own(folder, tmp_path):
         assert found["entries_per_example"] == (len(TEXT) - local) / ratio + local
 
 
+def test_questions_among_the_documents_of_others(folder, tmp_path):
+    lines = [
+        {"context": f"Box {i}: {TEXT}"[:90], "question": f"\n{i}?", "answer": "-", "max_new_tokens": 2}
+        for i in range(9)
+    ]
+    data = write_rows(tmp_path / "qa.jsonl", lines)
+    status, metrics = run(folder, tmp_path / "out", "qa", "--data", data, "--context_tokens", 320)
+    assert status == 0
+    assert (metrics["context_tokens_per_example"], metrics["entries_per_example"]) == (320, 80)
+    assert [group["length"] for group in metrics["groups"]] == [320]
+    assert run(folder, tmp_path / "no", "ruler", "--context_tokens", 320)[0] == 2
+
+
 def test_a_finished_run_is_not_repeated_and_another_one_is_refused(folder, tmp_path, monkeypatch, capsys):
     arguments = ("--data", folder / "qa.jsonl", "--batch_size", 1)
     first = run(folder, tmp_path, "qa", *arguments)
@@ -169,24 +178,3 @@ def test_what_needs_no_model_is_checked_before_one_is_loaded(monkeypatch, capsys
     with pytest.raises(SystemExit):
         main(["evaluate", "m", "--task", "poetry", "--output", "o"])
     assert "invalid choice: 'poetry' (choose from" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec("accelerate") is None, reason="needs accelerate")
-def test_two_processes_of_a_launcher_share_a_run(folder, tmp_path):
-    code = "import sys; from rcc_hf.cli import main; sys.exit(main(sys.argv[1:]))"
-    (tmp_path / "rcc.py").write_text(code)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = ["evaluate", folder / "rcc", "--task", "passkey", "--lengths", "300", "400", "--device", "cpu"]
-    done = subprocess.run(
-        [*launcher, tmp_path / "rcc.py", *command, "--output", tmp_path / "two", "--num_examples", "2"],
-        capture_output=True, text=True, timeout=300, env={"PYTHONPATH": str(Path(rcc_hf.__file__).parents[1])},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("wrote") == 1
-    status, alone = run(folder, tmp_path / "one", "passkey", "--lengths", 300, 400, "--num_examples", 2)
-    both = json.loads((tmp_path / "two" / "metrics.json").read_text())
-    assert status == 0
-    assert {name: value for name, value in both.items() if name != "seconds"} == {
-        name: value for name, value in alone.items() if name != "seconds"
-    }

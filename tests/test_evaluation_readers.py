@@ -164,6 +164,34 @@ def test_flat_questions(row, tmp_path):
         assert (example.context, example.answers, example.task) == ("It rains.", ("rain",), "mine")
 
 
+SUMMARIES = ["Nothing happens.", "No plot."]
+
+
+def test_flat_rows_of_several_sources(tmp_path):
+    contexts = ["One line.\u2028And another.", "It rains."]
+    (tmp_path / "qa_contexts.jsonl").write_text("".join(json.dumps(c, ensure_ascii=False) + "\n" for c in contexts))
+    rows = [
+        {"source": "nq-oracle", "ctx": 1, "question": "What?", "answers": ["rain", "rains"]},
+        {"source": "pubmedqa", "ctx": 1, "question": "Dry?", "answers": ["no"], "long_answer": "It rains."},
+        {"source": "squality", "ctx": 0, "question": "Plot?", "answers": SUMMARIES, "long": True},
+    ]
+    file = write(tmp_path / "qa.jsonl", *rows)
+    short, closed, summary = examples = read_benchmark("flat", file)
+    assert [example.task for example in examples] == ["nq-oracle", "pubmedqa", "squality"]
+    assert [example.context for example in examples] == [contexts[1], contexts[1], contexts[0]]
+    assert [example.metric for example in examples] == ["squad", "squad", "rouge_stemmed"]
+    assert short.answers == ("rain", "rains")
+    assert "with yes, no or maybe" in closed.question
+    assert summary.answers == tuple(SUMMARIES)
+    assert (summary.max_new_tokens, "in a paragraph" in summary.question) == (512, True)
+    for example in examples:
+        check_scores([example])
+    (chosen,) = read_benchmark("flat", file, "nq")
+    assert (chosen.task, chosen.question) == ("nq", short.question)
+    with pytest.raises(ValueError, match="holds no examples of flat hotpot"):
+        read_benchmark("flat", file, "hotpot")
+
+
 def test_a_context_that_is_not_there_is_reported(tmp_path):
     write(tmp_path / "nq_contexts.jsonl", "It shines.")
     file = write(tmp_path / "nq.jsonl", {"ctx": 1, "question": "What?", "answers": ["rain"]})

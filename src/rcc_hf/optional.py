@@ -18,6 +18,6 @@ def import_optional(module: str, extra: str = "eval") -> ModuleType:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{module} needs the package {error.name}, which is not installed. "
-            f"Install it with: pip install 'rcc_hf[{extra}]'",
+            f"Install what this uses with: pip install 'rcc_hf[{extra}]'",
             name=error.name,
         ) from error

@@ -2,16 +2,17 @@
 """Questions about one document: files like those of SQuAD, Natural Questions, PolicyQA, SQuALITY and QMSum.
 
 Formats: https://rajpurkar.github.io/SQuAD-explorer/, https://github.com/wasiahmad/PolicyQA (as SQuAD),
-https://github.com/nyu-mll/SQuALITY, https://github.com/Yale-LILY/QMSum. These have no prompts of their own.
+https://github.com/nyu-mll/SQuALITY, https://github.com/Yale-LILY/QMSum. These have no prompts of their own. `flat` are
+files with rows of several such sources: context, question, answers, source, and long where the answers are summaries.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rcc_hf.evaluation.examples import Example
 from rcc_hf.evaluation.prompts import Subset, fill
 
-__all__ = ["FORMATS", "SHORT_ANSWER", "SUMMARY", "qmsum", "questions", "squad", "squality"]
+__all__ = ["CLOSED_ANSWER", "FORMATS", "SHORT_ANSWER", "SUMMARY", "flat", "qmsum", "questions", "squad", "squality", "template_of"]
 
 SHORT_ANSWER = Subset(
     template=(
@@ -20,6 +21,16 @@ SHORT_ANSWER = Subset(
     ),
     answer_prefix="Answer:",
     max_new_tokens=32,
+    metric="squad",
+)
+_CLOSED_ANSWERS = {"yes", "no", "maybe"}
+CLOSED_ANSWER = Subset(
+    template=(
+        "{context}\n\nAnswer the question about the text above with yes, no or maybe, and nothing else."
+        "\n\nQuestion: {question}\nAnswer:"
+    ),
+    answer_prefix="Answer:",
+    max_new_tokens=8,
     metric="squad",
 )
 SUMMARY = Subset(
@@ -33,7 +44,8 @@ SUMMARY = Subset(
 def questions(row: Mapping[str, Any], subset: str) -> Iterator[Example]:
     """The example of one flat record: a context (or document, passage), a question, and answers (or answer).
 
-    Answers are a text, a list, or SQuAD's `{"text": [...]}`; a question without any is left out.
+    Answers are a text, a list, or SQuAD's `{"text": [...]}`; a question without any is left out. Where the record says
+    `"long": true` a paragraph is asked for, and where each answer is yes, no or maybe, one of these.
 
     Raises:
         KeyError: a field is missing.
@@ -45,7 +57,28 @@ def questions(row: Mapping[str, Any], subset: str) -> Iterator[Example]:
         if context is None:
             raise KeyError("context")
         metadata = {name: row[name] for name in ("id", "source") if name in row}
-        yield fill(SHORT_ANSWER, subset, texts, {"context": context, "question": row["question"]}, metadata)
+        asked = template_of(texts, is_long=bool(row.get("long")))
+        yield fill(asked, subset, texts, {"context": context, "question": row["question"]}, metadata)
+
+
+def template_of(answers: Sequence[str], *, is_long: bool = False) -> Subset:
+    """How a question with these answers is asked: for a summary, for yes, no or maybe, or for a few words."""
+    if all(text.strip().lower() in _CLOSED_ANSWERS for text in answers):
+        return CLOSED_ANSWER
+    return SUMMARY if is_long else SHORT_ANSWER
+
+
+def flat(row: Mapping[str, Any], subset: str) -> Iterator[Example]:
+    """As `questions`, if the record's `source` begins with the subset's name; without one, the source is the task.
+
+    Raises:
+        KeyError: a field is missing.
+    """
+    source = str(row["source"])
+    if subset == "flat":
+        yield from questions(row, source)
+    elif source.startswith(subset):
+        yield from questions(row, subset)
 
 
 def _texts(answers: Any) -> list[str]:
@@ -105,5 +138,6 @@ FORMATS: dict[str, Callable[[Mapping[str, Any], str], Iterator[Example]]] = {
     "policyqa": squad,
     "squality": squality,
     "qmsum": qmsum,
+    "flat": flat,
 }
 """Of each format the function that makes examples of a record."""

@@ -17,7 +17,8 @@ from rcc_hf.evaluation.methods import ContextMethod
 from rcc_hf.evaluation.outputs import RunFolder
 from rcc_hf.evaluation.processes import Processes
 from rcc_hf.evaluation.runner import Row, Unit, run_batches, timed
-from rcc_hf.evaluation.tasks import TaskSettings, take_fraction
+from rcc_hf.evaluation.settings import TaskSettings
+from rcc_hf.evaluation.tasks import take_fraction
 from rcc_hf.surroundings import surroundings
 
 __all__ = ["LENGTHS", "cost_examples", "evaluate_cost", "measure", "peak_bytes"]

@@ -18,7 +18,8 @@ from rcc_hf.evaluation.passages import choose_places, read_texts
 from rcc_hf.evaluation.processes import Processes
 from rcc_hf.evaluation.reports import flat_means, group_rows, mean_and_error
 from rcc_hf.evaluation.runner import Row, Unit, cut_batches, run_batches, timed
-from rcc_hf.evaluation.tasks import TaskSettings, take_fraction
+from rcc_hf.evaluation.settings import TaskSettings
+from rcc_hf.evaluation.tasks import take_fraction
 
 __all__ = ["HISTORIES", "Continuation", "continuations", "evaluate_perplexity"]
 

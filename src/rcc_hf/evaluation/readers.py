@@ -49,7 +49,7 @@ def read_benchmark(
         source: A `.jsonl` or `.json` file, a folder with `<subset>.jsonl`, or the name of a data set on the Hub, which
             `datasets` loads.
         subset: Which part; it becomes the task. For the benchmarks without fixed ones any name will do; the default is
-            that of the benchmark.
+            that of the benchmark. For `flat` it is the beginning of the sources that are taken.
         split: Of a data set on the Hub.
 
     Raises:
@@ -101,7 +101,8 @@ def _with_contexts(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     shared = path.with_name(f"{path.stem}_contexts.jsonl")
     contexts: list[str] = []
     if shared.is_file():
-        contexts = [json.loads(line) for line in shared.read_text(encoding="utf-8").splitlines()]
+        # not splitlines(), which also divides at separators that JSON leaves as they are
+        contexts = [json.loads(line) for line in shared.read_text(encoding="utf-8").split("\n") if line]
     for place, row in _file_rows(path):
         if "context" not in row and isinstance(row.get("ctx"), int):
             if not 0 <= row["ctx"] < len(contexts):

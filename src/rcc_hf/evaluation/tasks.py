@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tasks that are made of examples: their settings, and the examples that these give."""
+"""The tasks that are made of examples, and the examples that their settings give."""
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rcc_hf.evaluation.distractors import Distractors
 from rcc_hf.evaluation.examples import Example, read_examples
-from rcc_hf.evaluation.fillers import Filler, RepetitiveFiller, TextFiller, WordFiller
+from rcc_hf.evaluation.fillers import FILLERS, book_paragraphs
 from rcc_hf.evaluation.needles import KeyType, NeedleTask, needle_grid
-from rcc_hf.evaluation.passages import Tail, passages, read_texts, reconstruction_example
+from rcc_hf.evaluation.passages import passages, read_texts, reconstruction_example
 from rcc_hf.evaluation.readers import BENCHMARKS, read_benchmark, read_qa_records
 from rcc_hf.evaluation.ruler import ESSAY_TASKS, QA_TASKS, RULER_TASKS, ruler_examples
-from rcc_hf.prose import load_prose
+from rcc_hf.evaluation.settings import TaskSettings
 
 __all__ = ["GROUP_BY", "TaskSettings", "build_examples", "check_data", "choose", "take_fraction"]
 
@@ -27,91 +28,10 @@ GROUP_BY = {
     "passkey": ("filler", "key_type", "length", "depth"),
     "needles": ("filler", "key_type", "length", "depth"),
     "ruler": ("length",),
-    "qa": (),
+    "qa": ("length",),
     "benchmark": (),
 }
 """Of each task the metadata by which scores are grouped, beside the task that an example names."""
-
-
-@dataclass(kw_only=True)
-class TaskSettings:
-    """What is asked."""
-
-    data: str | None = field(
-        default=None,
-        metadata={"help": "JSON lines: texts for reconstruction or perplexity (also .txt, .md, a folder, prose; "
-                  "default: prose-held-out), examples for qa; a benchmark's file, folder, or name on the Hub."},
-    )  # fmt: skip
-    benchmark: str | None = field(
-        default=None, metadata={"help": f"Format of the data of benchmark (and qa): {', '.join(BENCHMARKS)}."}
-    )
-    subsets: list[str] | None = field(default=None, metadata={"help": "Parts of the benchmark."})
-    split: str = field(default="test", metadata={"help": "Split of a benchmark on the Hub."})
-    lengths: list[int] | None = field(
-        default=None,
-        metadata={"help": "Tokens of contexts that are made or cut out. Default: passkey and needles 2048 8192 32768, "
-                  "ruler 4096, reconstruction 1 and 2 segments (with data: each text whole), perplexity 0 512 2048 "
-                  "8192, cost 2048 8192 32768."},
-    )  # fmt: skip
-    depths: list[float] = field(
-        default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0],
-        metadata={"help": "Where a needle is hidden: 0 is the beginning, 1 the end."},
-    )
-    num_examples: int | None = field(
-        default=None,
-        metadata={"help": "Examples of each length (and depth, ruler task): 1 for needles, else 8; of data: at most so "
-                  "many, default all. Runs of each length for cost: 5."},
-    )  # fmt: skip
-    fillers: list[str] = field(
-        default_factory=lambda: ["repetitive"],
-        metadata={"help": "Text around needles, of repetitive, words, books."},
-    )
-    key_types: list[str] = field(
-        default_factory=lambda: ["number"], metadata={"help": "What needles hold, of number, uuid."}
-    )
-    num_digits: int = field(default=5, metadata={"help": "Digits of a number that is hidden."})
-    num_needles: int = field(default=4, metadata={"help": "Needles of the task needles."})
-    num_queries: int = field(default=4, metadata={"help": "How many of these are asked for at once."})
-    ruler_tasks: list[str] | None = field(
-        default=None,
-        metadata={"help": f"Of {', '.join(RULER_TASKS)}. Default: all; without data (SQuAD's or HotpotQA's file) all "
-                  "but the last two."},
-    )  # fmt: skip
-    tail: Tail = field(
-        default="cut",
-        metadata={"help": "Tokens behind the last whole segment of a text to reconstruct: cut, raw (kept as they are), "
-                  "pad (the segment is filled up)."},
-    )  # fmt: skip
-    num_tokens: int | None = field(
-        default=None, metadata={"help": "Tokens behind a history for perplexity (256), or generated for cost (64)."}
-    )
-    metric: str | None = field(default=None, metadata={"help": "Metric of qa or benchmark, instead of the example's."})
-    max_new_tokens: int | None = field(default=None, metadata={"help": "Longest answer, instead of the example's."})
-    fraction: float = field(default=1.0, metadata={"help": "Share of lengths and depths, or of examples, to use."})
-    seed: int = field(default=42, metadata={"help": "Seed of all that is made or chosen."})
-
-    def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction is {self.fraction}; it must be above 0 and at most 1")
-        for name in ("num_examples", "num_tokens", "max_new_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-        if any(length < 0 for length in self.lengths or ()):
-            raise ValueError(f"lengths are {self.lengths}; they are numbers of tokens")
-        for name, known in (("fillers", FILLERS), ("key_types", ("number", "uuid")), ("ruler_tasks", RULER_TASKS)):
-            unknown = [value for value in getattr(self, name) or () if value not in known]
-            if unknown:
-                raise ValueError(f"{name} has {', '.join(unknown)}; choose of {', '.join(known)}")
-        if self.benchmark is not None and self.benchmark not in BENCHMARKS:
-            raise ValueError(f"benchmark is {self.benchmark!r}; it must be one of {', '.join(BENCHMARKS)}")
-
-
-FILLERS: dict[str, Callable[[], Filler]] = {
-    "repetitive": RepetitiveFiller,
-    "words": WordFiller,
-    "books": lambda: TextFiller(_paragraphs(), "books"),
-}
 
 
 def build_examples(
@@ -141,7 +61,7 @@ def build_examples(
     if task == "reconstruction":
         cells = _reconstruction(tokenizer, settings, segment_length, prompt)
     elif task in ("qa", "benchmark"):
-        cells = _from_file(task, settings)
+        cells = _from_file(task, tokenizer, settings)
     else:
         cells = {"passkey": _passkey, "needles": _needles, "ruler": _ruler}[task](tokenizer, settings)
     examples = [example for cell in take_fraction(cells, settings) for example in cell()]
@@ -164,6 +84,8 @@ def check_data(task: str, settings: TaskSettings) -> None:
             f"{task} needs data: JSON lines with context, question, answer_prefix, answer and max_new_tokens, or those "
             "of a benchmark"
         )
+    if task != "qa" and settings.context_tokens is not None:
+        raise ValueError(f"context_tokens fills up contexts of qa, not of {task}; leave it out (lengths may be meant)")
     if task == "benchmark" and settings.benchmark is None:
         raise ValueError(f"benchmark is not given; it must be one of {', '.join(BENCHMARKS)}")
 
@@ -178,10 +100,6 @@ def choose(items: Sequence[Any], count: int, seed: int) -> list[Any]:
     """So many of the items, by the seed and in their order."""
     chosen = random.Random(seed).sample(range(len(items)), count)
     return [items[index] for index in sorted(chosen)]
-
-
-def _paragraphs() -> list[str]:
-    return [paragraph for book in load_prose("held_out") for paragraph in book.text.split("\n\n")]
 
 
 def _passkey(tokenizer: PreTrainedTokenizerBase, settings: TaskSettings) -> list[Cell]:
@@ -216,7 +134,7 @@ def _needles(tokenizer: PreTrainedTokenizerBase, settings: TaskSettings) -> list
 def _ruler(tokenizer: PreTrainedTokenizerBase, settings: TaskSettings) -> list[Cell]:
     names = settings.ruler_tasks or [name for name in RULER_TASKS if settings.data or name not in QA_TASKS]
     records = read_qa_records(settings.data) if settings.data else None
-    paragraphs = _paragraphs() if any(name in ESSAY_TASKS for name in names) else None
+    paragraphs = book_paragraphs() if any(name in ESSAY_TASKS for name in names) else None
 
     def make(name: str, length: int) -> list[Example]:
         return list(
@@ -234,7 +152,7 @@ def _ruler(tokenizer: PreTrainedTokenizerBase, settings: TaskSettings) -> list[C
     return [partial(make, name, length) for length in settings.lengths or [4096] for name in names]
 
 
-def _from_file(task: str, settings: TaskSettings) -> list[Cell]:
+def _from_file(task: str, tokenizer: PreTrainedTokenizerBase, settings: TaskSettings) -> list[Cell]:
     check_data(task, settings)
     source = str(settings.data)
     subsets: Sequence[str | None] = settings.subsets or (None,)
@@ -251,18 +169,21 @@ def _from_file(task: str, settings: TaskSettings) -> list[Cell]:
         ]
     if settings.metric is not None:
         found = [replace(example, metric=settings.metric) for example in found]
-    return _cells(found, settings)
+    if settings.context_tokens is None:
+        return _cells(found, settings)
+    others = Distractors(found, tokenizer, settings.context_tokens, settings.seed)
+    return _cells(found, settings, lambda example: [others.fill(example)])
 
 
-def _cells(examples: list[Example], settings: TaskSettings) -> list[Cell]:
+def _cells(
+    examples: list[Example],
+    settings: TaskSettings,
+    make: Callable[[Example], list[Example]] = lambda example: [example],
+) -> list[Cell]:
     """One for each example, of which there are at most as many as asked for."""
     if settings.num_examples is not None:
         examples = choose(examples, min(settings.num_examples, len(examples)), settings.seed)
-    return [partial(_alone, example) for example in examples]
-
-
-def _alone(example: Example) -> list[Example]:
-    return [example]
+    return [partial(make, example) for example in examples]
 
 
 def _reconstruction(
@@ -288,4 +209,4 @@ def _reconstruction(
             )
         chosen = passages(texts, tokenizer, length, settings.num_examples or 8, settings.seed)
         found += [make(text, length=length) for text in chosen]
-    return [partial(_alone, example) for example in found]
+    return _cells(found, replace(settings, num_examples=None))

@@ -11,13 +11,12 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rcc_hf.evaluation.benchmark_qa import SHORT_ANSWER
+from rcc_hf.evaluation.benchmark_qa import template_of
 from rcc_hf.evaluation.encoding import encode_text, prompt_text
-from rcc_hf.evaluation.prompts import Subset
 from rcc_hf.objectives.base import Ids, Shape, build_example
 from rcc_hf.objectives.gold import GoldContexts
 from rcc_hf.objectives.haystacks import Haystack
-from rcc_hf.objectives.prompting import Prompter, encode_behind, phrase
+from rcc_hf.objectives.prompting import Prompter, Template, encode_behind, phrase
 from rcc_hf.objectives.questions import draw_answer
 from rcc_hf.objectives.reconstruction import pad_segment
 from rcc_hf.texts import QARow
@@ -40,7 +39,7 @@ class Instructions:
         rows: Instructions with contexts and answers.
         tokenizer: Of the model.
         mode: What becomes of the instruction.
-        template: Of evaluation, for rows without an answer prefix; None: their questions are phrased already.
+        template: Of evaluation, by their answers, for rows without an answer prefix; None: their questions are phrased already.
         chat_share: Share of prompts in the tokenizer's chat template.
         haystack: Where other passages come from; None: contexts of other rows.
         alone_share: Share of examples whose passage stays alone, as far as there are rows of the right length.
@@ -60,7 +59,7 @@ class Instructions:
         tokenizer: PreTrainedTokenizerBase,
         *,
         mode: InstructionMode = "reconstructed",
-        template: Subset | None = SHORT_ANSWER,
+        template: Template | None = template_of,
         chat_share: float = 0.0,
         haystack: Haystack | None = None,
         alone_share: float = 0.0,

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompts and answers as ids, in the words of evaluation: plain, or in the tokenizer's chat template."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
@@ -10,19 +12,22 @@ from rcc_hf.objectives.checks import check_positive, check_share
 from rcc_hf.objectives.turns import closing_id
 from rcc_hf.texts import QARow
 
-__all__ = ["Prompter", "encode_behind", "phrase"]
+__all__ = ["Prompter", "Template", "encode_behind", "phrase"]
+
+Template = Callable[[Sequence[str]], Subset]
+"""What of evaluation a question with these answers is put into, such as `template_of`."""
 
 
-def phrase(row: QARow, template: Subset | None) -> tuple[str, str]:
+def phrase(row: QARow, template: Template | None) -> tuple[str, str]:
     """What is asked, and how the answer begins.
 
     Args:
         row: One with a prefix is phrased already.
-        template: Of evaluation, for a question that is not; None leaves all as they are.
+        template: Of the answers, for a question that is not; None leaves all as they are.
     """
     if template is None or row.answer_prefix:
         return row.question, row.answer_prefix
-    example = fill(template, "", list(row.answers), {"context": "", "question": row.question})
+    example = fill(template(row.answers), "", list(row.answers), {"context": "", "question": row.question})
     return example.question, example.answer_prefix
 
 

@@ -7,12 +7,11 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rcc_hf.evaluation.benchmark_qa import SHORT_ANSWER
-from rcc_hf.evaluation.prompts import Subset
+from rcc_hf.evaluation.benchmark_qa import template_of
 from rcc_hf.objectives.base import Shape, build_example
 from rcc_hf.objectives.gold import GoldContexts, contains
 from rcc_hf.objectives.haystacks import Haystack
-from rcc_hf.objectives.prompting import Prompter, phrase
+from rcc_hf.objectives.prompting import Prompter, Template, phrase
 from rcc_hf.objectives.reconstruction import pad_segment
 from rcc_hf.texts import QARow
 
@@ -25,7 +24,7 @@ class QuestionAnswering:
     Args:
         rows: Questions with contexts and answers.
         tokenizer: Of the model.
-        template: Of evaluation, for rows without an answer prefix; None: their questions are phrased already.
+        template: Of evaluation, by their answers, for rows without an answer prefix; None: their questions are phrased already.
         chat_share: Share of prompts in the tokenizer's chat template.
         haystack: Where other passages come from; None: contexts of other rows.
         alone_share: Share of examples whose passage stays alone, as far as there are rows of the right length.
@@ -44,7 +43,7 @@ class QuestionAnswering:
         rows: Sequence[QARow],
         tokenizer: PreTrainedTokenizerBase,
         *,
-        template: Subset | None = SHORT_ANSWER,
+        template: Template | None = template_of,
         chat_share: float = 0.0,
         haystack: Haystack | None = None,
         alone_share: float = 0.0,

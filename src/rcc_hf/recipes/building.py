@@ -46,7 +46,7 @@ class Kind:
     def options(self) -> set[str]:
         """Names of the options that a recipe may give."""
         parameters = inspect.signature(self.make).parameters
-        return set(parameters) - {"shards", "rows", "tokenizer", "prompt_ids", "end_id", "name", "progress"}
+        return set(parameters) - {"shards", "rows", "tokenizer", "prompt_ids", "end_id", "name", "progress", "template"}
 
 
 @dataclass(frozen=True)
