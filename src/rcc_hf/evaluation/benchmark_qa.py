@@ -12,7 +12,10 @@ from typing import Any
 from rcc_hf.evaluation.examples import Example
 from rcc_hf.evaluation.prompts import Subset, fill
 
-__all__ = ["CLOSED_ANSWER", "FORMATS", "SHORT_ANSWER", "SUMMARY", "flat", "qmsum", "questions", "squad", "squality", "template_of"]
+__all__ = [
+    "CLOSED_ANSWER", "FORMATS", "SHORT_ANSWER", "SUMMARY", "flat", "qmsum", "questions", "squad", "squality",
+    "template_of",
+]  # fmt: skip
 
 SHORT_ANSWER = Subset(
     template=(

@@ -24,7 +24,7 @@ class QuestionAnswering:
     Args:
         rows: Questions with contexts and answers.
         tokenizer: Of the model.
-        template: Of evaluation, by their answers, for rows without an answer prefix; None: their questions are phrased already.
+        template: Of the answers, for rows without an answer prefix; None: their questions are phrased already.
         chat_share: Share of prompts in the tokenizer's chat template.
         haystack: Where other passages come from; None: contexts of other rows.
         alone_share: Share of examples whose passage stays alone, as far as there are rows of the right length.
