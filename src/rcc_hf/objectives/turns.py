@@ -37,8 +37,9 @@ def encode_conversation(
         ValueError: the template refuses the messages, or changes what the assistant wrote.
     """
     if _GENERATION.search(str(tokenizer.chat_template)):
-        encoded = tokenizer.apply_chat_template(
-            list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        asked: Any = list(messages)
+        encoded: Any = tokenizer.apply_chat_template(
+            asked, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
         ids, is_reply = np.asarray(encoded["input_ids"]), np.asarray(encoded["assistant_masks"], dtype=bool)
     else:
@@ -103,8 +104,9 @@ def _reply(number: int) -> Message:
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+    asked: Any = list(messages)
     try:
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False))
+        return str(tokenizer.apply_chat_template(asked, tokenize=False))
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
         raise ValueError(f"the chat template refuses messages of {roles}: {error}") from error
