@@ -3,13 +3,16 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from objective_data import counting, same
+from tiny import SEGMENT, rcc_model
 from torch.utils.data import DataLoader
 
 from rcc_hf.objectives import IGNORED, Continuation, Mixture, Phase, Phases, Reconstruction, collate
+from rcc_hf.texts import TokenShards
 
 SHARDS = counting(300, 200)
 OBJECTIVES = {
@@ -185,7 +188,25 @@ def test_teachers_are_padded_and_agree_with_their_students():
     batch = collate([data[i] for i in range(4)], pad_id=0)
     assert batch["teacher_ids"].shape == batch["teacher_mask"].shape == batch["teacher_labels"].shape == (4, 39)
     for student, teacher in zip(batch["labels"], batch["teacher_labels"], strict=True):
+        # what is left after the shift of the model, where the first place has no prediction
+        student, teacher = student[1:], teacher[1:]
         assert student[student != IGNORED].tolist() == teacher[teacher != IGNORED].tolist()
+        assert (student != IGNORED).sum() == 6
+
+
+def test_a_batch_trains_a_model():
+    tokens = TokenShards.of_documents([np.arange(3, 127)])
+    objectives = {"rebuild": Reconstruction(tokens, prompt_ids=[1, 2], end_id=2, pad_share=0.5)}
+    phases = Phases.parse({"ratios": 2, "segments": 2, "objectives": "rebuild"})
+    data = Mixture(objectives, phases, seed=0, num_steps=1, examples_per_step=4, group_size=4, segment_length=SEGMENT)
+    batch = collate([data[i] for i in range(4)], pad_id=0)
+    assert not batch["attention_mask"].all()
+    del batch["objective"]
+    loss = rcc_model()(**batch).loss
+    alone = [rcc_model()(**{k: v for k, v in collate([data[i]], 0).items() if k != "objective"}) for i in range(4)]
+    counts = [int((data[i]["labels"] != IGNORED).sum()) for i in range(4)]
+    expected = sum(a.loss * n for a, n in zip(alone, counts, strict=True)) / sum(counts)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
 
 
 def test_lengths_are_rounded_up():
