@@ -10,7 +10,12 @@ from rcc_hf.checkpoints import ensure_reconstruction_prompt
 from rcc_hf.cli.loading import load
 from rcc_hf.cli.settings import CompressorSettings, ModelSettings, parse
 from rcc_hf.data import TokenBlocks, read_documents
-from rcc_hf.training import Quality, QualitySettings, TrainSettings, make_probes, train
+from rcc_hf.training import METRICS, Quality, QualitySettings, TrainSettings, make_probes, train
+
+_PURPOSE = (
+    "Train a compressor to reconstruct text; the base is frozen. What the numbers in the log mean: rcc train "
+    "--help-metrics."
+)
 
 
 @dataclass(kw_only=True)
@@ -30,10 +35,13 @@ class DataSettings:
 
 
 def run(argv: list[str]) -> int:
-    """Train and save."""
+    """Train and save; or say what the numbers in the log mean."""
+    if "--help-metrics" in argv:
+        print("\n".join(f"{name}\n    {meaning}" for name, meaning in METRICS.items()))
+        return 0
     positionals = {"model": "RCC checkpoint, or a base: id on the Hub, folder, or smollm2 (bundled)"}
     compressor, how, texts, quality, settings, names = parse(
-        argv, "train", "Train a compressor to reconstruct text; the base is frozen.", positionals,
+        argv, "train", _PURPOSE, positionals,
         CompressorSettings, ModelSettings, DataSettings, QualitySettings, TrainSettings,
     )  # fmt: skip
     set_seed(settings.seed)
