@@ -4,7 +4,7 @@
 from dataclasses import dataclass, field
 
 from torch.utils.data import Subset
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from rcc_hf.checkpoints import ensure_reconstruction_prompt
 from rcc_hf.cli.loading import load
@@ -53,7 +53,7 @@ def run(argv: list[str]) -> int:
     if texts.eval_data is not None:
         blocks = TokenBlocks(read_documents(texts.eval_data), tokenizer, length, prompt_ids)
         held_out = Subset(blocks, range(0, len(blocks), max(1, len(blocks) // texts.eval_contexts)))
-    callbacks = []
+    callbacks: list[TrainerCallback] = []
     if probes := make_probes(model, tokenizer, quality, prompt_ids):
         ratios = quality.quality_ratios or [model.config.ratio]
         callbacks.append(Quality(probes, tokenizer, ratios=ratios, steps=quality.quality_steps))

@@ -3,6 +3,7 @@
 
 import logging
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -113,7 +114,7 @@ def training_arguments(settings: TrainSettings, *, has_eval: bool) -> TrainingAr
     """The settings in the Trainer's words."""
     on_cuda = torch.cuda.is_available()
     # the newest transformers warns of this name, the oldest knows no other: so it is given only where it is needed
-    checkpointing = {"gradient_checkpointing": True} if settings.gradient_checkpointing else {}
+    checkpointing: dict[str, Any] = {"gradient_checkpointing": True} if settings.gradient_checkpointing else {}
     arguments = TrainingArguments(
         output_dir=settings.output,
         max_steps=settings.max_steps,
