@@ -6,6 +6,7 @@ import re
 import pytest
 
 from rcc_hf.cli import COMMANDS, main
+from rcc_hf.training import explain
 
 
 def test_help_lists_every_command(capsys):
@@ -22,6 +23,14 @@ def test_every_command_has_help_with_defaults(name, capsys):
     shown = capsys.readouterr().out
     assert f"usage: rcc {name}" in shown
     assert re.search(r"\(default: (?!None)", shown)
+
+
+def test_numbers_of_the_log_are_explained(capsys):
+    assert main(["train", "--help-metrics"]) == 0
+    assert "eval_bleu4_r<ratio>\n    Corpus BLEU-4" in capsys.readouterr().out
+    assert explain("eval_bleu4_r32") == explain("eval_bleu4_r<ratio>")
+    with pytest.raises(ValueError, match="nothing named 'eval_bleu4_rx'"):
+        explain("eval_bleu4_rx")
 
 
 def test_an_unknown_command_names_the_known_ones(capsys):

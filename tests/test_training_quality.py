@@ -15,7 +15,7 @@ from rcc_hf.evaluation.methods import make_method
 from rcc_hf.evaluation.outputs import RunFolder
 from rcc_hf.evaluation.runner import evaluate
 from rcc_hf.objectives import reconstruction_example
-from rcc_hf.training import Quality, QualitySettings, make_probes, train
+from rcc_hf.training import Quality, QualitySettings, explain, make_probes, train
 
 PROMPT = [5, 6]
 
@@ -72,6 +72,7 @@ def test_it_is_logged_every_so_often_and_at_the_end(trained):
     assert [step for step, _ in lines] == [60, 100]
     metrics = ("bleu4", "reconstruction_exact_match", "exact_match", "f1")
     for _, logs in lines:
+        assert all(explain(name) for name in logs)
         assert {f"eval_{name}_r{ratio}" for name in metrics for ratio in (4, 16)} <= logs.keys()
         assert all(0 <= value <= 1 for name, value in logs.items() if name.startswith("eval_"))
     assert lines[-1][1]["eval_bleu4_r4"] > 0.1 + lines[0][1]["eval_bleu4_r4"]

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import flop_registry
 from training_runs import Mixed, fresh, settings, trainer_of
 from transformers import TrainerCallback
 
-from rcc_hf.training import train
+from rcc_hf.training import explain, train
 from rcc_hf.training.flops import FlopsCounter, matmul_rate
 from rcc_hf.training.parts import choose_parts
 from rcc_hf.training.throughput import Throughput
@@ -85,9 +85,12 @@ class Lines(TrainerCallback):
 def test_the_log_has_speed_losses_and_accuracy(tmp_path):
     look = Lines()
     how = settings(tmp_path / "out", logging_steps=1, ceiling_tflops=0.1, distillation_weight=1.0, max_steps=4)
-    train(fresh(tmp_path), how, Mixed(), callbacks=[look])
+    train(fresh(tmp_path), how, Mixed(), Mixed(8), callbacks=[look])
     lines = [line for line in look.lines if "loss" in line]
     assert len(lines) == 4
+    for line in look.lines:
+        for name in line:
+            assert explain(name)
     for line, kind in zip(lines, ("copy", "tell", "copy", "tell"), strict=True):
         # without the objective's name the means are over all of them, and here is one
         assert line["cross_entropy"] == line[f"cross_entropy_{kind}"]

@@ -13,7 +13,12 @@ from rcc_hf.cli.loading import load
 from rcc_hf.cli.settings import CompressorSettings, ModelSettings, parse
 from rcc_hf.texts import read_documents
 from rcc_hf.texts.blocks import TokenBlocks
-from rcc_hf.training import QualitySettings, TrainSettings, quality_callbacks, train
+from rcc_hf.training import METRICS, QualitySettings, TrainSettings, quality_callbacks, train
+
+_PURPOSE = (
+    "Train a compressor to reconstruct text, or as a recipe says; the base is frozen. What the numbers in the log mean: "
+    "rcc train --help-metrics. The flags of recipes: rcc train RECIPE.yaml --help."
+)
 
 
 @dataclass(kw_only=True)
@@ -36,13 +41,16 @@ class DataSettings:
 
 
 def run(argv: list[str]) -> int:
-    """Train and save."""
+    """Train and save; or say what the numbers in the log mean."""
+    if "--help-metrics" in argv:
+        print("\n".join(f"{name}\n    {meaning}" for name, meaning in METRICS.items()))
+        return 0
     if train_recipe.is_recipe(argv):
         _print(train_recipe.run(argv))
         return 0
     positionals = {"model": "recipe (.yaml), or RCC checkpoint, or a base: id on the Hub, folder, or smollm2 (bundled)"}
     compressor, how, texts, quality, settings, names = parse(
-        argv, "train", "Train a compressor to reconstruct text; the base is frozen.", positionals,
+        argv, "train", _PURPOSE, positionals,
         CompressorSettings, ModelSettings, DataSettings, QualitySettings, TrainSettings,
     )  # fmt: skip
     set_seed(settings.seed)

@@ -11,7 +11,7 @@ from rcc_hf.objectives.base import IGNORED
 
 __all__ = ["collate"]
 
-_MASKS = {"input_ids": "attention_mask", "teacher_ids": "teacher_mask", "context_ids": "context_mask"}
+_PADDED = ("input_ids", "teacher_ids")
 _LABELS = ("labels", "teacher_labels")
 _SHARED = ("ratio", "objective")
 
@@ -21,15 +21,18 @@ def collate(
 ) -> dict[str, Tensor | int | str | None]:
     """A batch of examples, padded on the right.
 
+    Local tokens have no mask: padding behind them is seen by none, has no label, and a mask would keep attention from
+    its fastest kernels.
+
     Args:
         examples: As objectives or a mixture make them; all with the same keys, ratio and objective.
-        pad_id: At padding, which masks hide.
+        pad_id: At padding.
         multiple: Pad local tokens and teacher to a multiple of so many, for compiled models.
 
     Returns:
-        `input_ids`, `labels`, `attention_mask` `[B, T]`; `context_ids` `[B, N]`, with `context_mask` only if contexts
-        differ in length or have masks; where there is a teacher `teacher_ids`, `teacher_labels`, `teacher_mask`
-        `[B, U]`; `ratio` and `objective` as they are.
+        `input_ids`, `labels` `[B, T]`; `context_ids` `[B, N]`, with `context_mask` only if contexts differ in length or
+        have masks; where there is a teacher `teacher_ids`, `teacher_labels` `[B, U]`; `ratio` and `objective` as they
+        are.
 
     Raises:
         ValueError: there is no example, or they differ in keys, ratio or objective.
@@ -39,16 +42,20 @@ def collate(
     for name in _LABELS:
         if name in examples[0]:
             batch[name] = _pad([example[name] for example in examples], IGNORED, multiple)
-    for name, mask in _MASKS.items():
-        if name not in examples[0]:
-            continue
-        rows = [example[name] for example in examples]
-        masks = [example.get(mask, torch.ones_like(row)) for example, row in zip(examples, rows, strict=True)]
-        rounded = 1 if name == "context_ids" else multiple
-        batch[name], batch[mask] = _pad(rows, pad_id, rounded), _pad(masks, 0, rounded)
-    if bool(batch["context_mask"].all()):
-        del batch["context_mask"]
+    for name in _PADDED:
+        if name in examples[0]:
+            batch[name] = _pad([example[name] for example in examples], pad_id, multiple)
+    if "context_ids" in examples[0]:
+        batch |= _contexts(examples, pad_id)
     return batch
+
+
+def _contexts(examples: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Tensor]:
+    """Contexts, with a mask unless all of it is ones."""
+    rows = [example["context_ids"] for example in examples]
+    masks = [example.get("context_mask", torch.ones_like(row)) for example, row in zip(examples, rows, strict=True)]
+    mask = _pad(masks, 0, 1)
+    return {"context_ids": _pad(rows, pad_id, 1)} | ({} if bool(mask.all()) else {"context_mask": mask})
 
 
 def _check_alike(examples: Sequence[Mapping[str, Any]]) -> None:

@@ -1,10 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses and token accuracy by objective, summed on the device and looked at only when they are logged."""
 
-from accelerate.utils import gather_object
+from typing import TypeVar
+
+from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from torch import Tensor
 
-__all__ = ["Meter"]
+__all__ = ["Meter", "of_all_processes"]
+
+Value = TypeVar("Value")
+
+
+def of_all_processes(value: Value) -> list[Value]:
+    """The values of all processes, each of which has to call it."""
+    return list(gather_object([value]))
 
 
 class Meter:
@@ -33,7 +42,7 @@ class Meter:
         own = {name: sums.double().tolist() for name, sums in self._sums.items()}
         self._sums = {}
         totals: dict[str, list[float]] = {}
-        for part in gather_object([own]):
+        for part in of_all_processes(own):
             for name, sums in part.items():
                 for key in {"", name}:
                     old = totals.get(key, [0.0] * len(sums))

@@ -146,7 +146,8 @@ class Quality(TrainerCallback):
             # of a run that was killed behind its last checkpoint, and goes on from there
             shutil.rmtree(folder, ignore_errors=True)
         processes.wait()
-        was_training, found = model.training, {}
+        was_training = model.training
+        found: dict[str, float] = {}
         model.eval()
         try:
             with self.trainer.throughput.paused(), accelerator.autocast():

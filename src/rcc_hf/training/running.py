@@ -48,7 +48,7 @@ def train(
 
     Returns:
         The last metrics: `train_loss`, `train_runtime` in seconds, and with `eval_dataset` `eval_loss`,
-        `eval_token_accuracy` and more (see `rcc_hf.training`).
+        `eval_token_accuracy` and more (see `rcc_hf.training.METRICS`).
 
     Raises:
         ValueError: if `settings.resume` finds no checkpoint, or there is nothing to train.

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a compressor is trained: settings, of which the help of `rcc train` and the Trainer's arguments are made."""
 
+import logging
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -9,6 +11,8 @@ from transformers import TrainingArguments
 from rcc_hf.training.parts import PARTS, TRAINED_BY_DEFAULT
 
 __all__ = ["SCHEDULES", "TrainSettings", "training_arguments"]
+
+logger = logging.getLogger(__name__)
 
 SCHEDULES = ("linear", "cosine", "constant_with_warmup")
 
@@ -110,8 +114,8 @@ def training_arguments(settings: TrainSettings, *, has_eval: bool) -> TrainingAr
     """The settings in the Trainer's words."""
     on_cuda = torch.cuda.is_available()
     # the newest transformers warns of this name, the oldest knows no other: so it is given only where it is needed
-    checkpointing = {"gradient_checkpointing": True} if settings.gradient_checkpointing else {}
-    return TrainingArguments(
+    checkpointing: dict[str, Any] = {"gradient_checkpointing": True} if settings.gradient_checkpointing else {}
+    arguments = TrainingArguments(
         output_dir=settings.output,
         max_steps=settings.max_steps,
         per_device_train_batch_size=settings.batch_size,
@@ -143,3 +147,9 @@ def training_arguments(settings: TrainSettings, *, has_eval: bool) -> TrainingAr
         use_cpu=not torch.accelerator.is_available(),
         **checkpointing,
     )
+    if arguments.n_gpu > 1:
+        logger.warning(
+            "training uses one of %d GPUs; start it with torchrun --nproc_per_node to use them all", arguments.n_gpu
+        )
+        arguments._n_gpu = 1  # or the Trainer would put the model in nn.DataParallel, whose copies have no hooks
+    return arguments

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 
 from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
 from rcc_hf.training.flops import FlopsCounter, matmul_rate
+from rcc_hf.training.meters import of_all_processes
 
 __all__ = ["Throughput"]
 
@@ -72,7 +72,7 @@ class Throughput:
             return {}
         seconds = self._now() - self._start - self._paused
         own = (self._source, self._tokens, self._operations, self._peak())
-        source, tokens, operations, peaks = zip(*gather_object([own]), strict=True)
+        source, tokens, operations, peaks = zip(*of_all_processes(own), strict=True)
         rate = sum(operations) / seconds / len(operations)
         found = {
             "source_tokens_per_second": sum(source) / seconds,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -101,9 +101,8 @@ class RCCTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with a learning rate for each part."""
         if self.optimizer is None:
-            model = self.model if model is None else model
-            optimizer, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-            self.optimizer = optimizer(parameter_groups(model, self.settings), **options)
+            optimizer, options = self.get_optimizer_cls_and_kwargs(self.args, self.core())
+            self.optimizer = optimizer(parameter_groups(model or self.core(), self.settings), **options)
         return self.optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -112,18 +111,27 @@ class RCCTrainer(Trainer):
             logs = logs | self._meters[True].take() | self.throughput.take()
         super().log(logs, start_time)
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """As the Trainer, but `eval_loss` is the cross-entropy of all labelled tokens, and there is token accuracy."""
         self._meters[False] = Meter()
         with self.throughput.paused():
-            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
         found = self._meters[False].take(f"{metric_key_prefix}_")
         if output.metrics is not None and found:
             output.metrics.update(found | {f"{metric_key_prefix}_loss": found[f"{metric_key_prefix}_cross_entropy"]})
         return output
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         # a mixture is random by itself, and its examples belong together in the order that it gives them
         if getattr(dataset, "is_shuffled", False):
             return SequentialSampler(dataset)
