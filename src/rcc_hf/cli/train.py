@@ -16,8 +16,8 @@ from rcc_hf.texts.blocks import TokenBlocks
 from rcc_hf.training import METRICS, QualitySettings, TrainSettings, quality_callbacks, train
 
 _PURPOSE = (
-    "Train a compressor to reconstruct text, or as a recipe says; the base is frozen. What the numbers in the log mean: "
-    "rcc train --help-metrics. The flags of recipes: rcc train RECIPE.yaml --help."
+    "Train a compressor to reconstruct text, or as a recipe says; the base is frozen. What the numbers in the log "
+    "mean: rcc train --help-metrics. The flags of recipes: rcc train RECIPE.yaml --help."
 )
 
 
