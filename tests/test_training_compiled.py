@@ -122,4 +122,5 @@ def test_real_compiler(checkpointing):
     expected = [step(model, *how) for how in STEPS[:2]]
     with compiled_blocks(model):
         for how, wanted in zip(STEPS[:2], expected, strict=True):
-            assert_same(step(model, *how), wanted)
+            # norms and rotary tables of the base are in float32, which compiled code rounds in its own order
+            assert_same(step(model, *how), wanted, bound=1e-5)

@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from tiny import SEGMENT, base_with_weights_of, ratio_of_norms, rcc_model, text_config, tokens
+from tiny import SEGMENT, base_with_weights_of, pad, ratio_of_norms, rcc_model, text_config, tokens
 from torch.nn import functional as F
 from training_runs import Mixed, gradients, settings, trainer_of
 
@@ -83,6 +83,21 @@ def test_places_are_found_once_in_the_collator():
     places = predicting_places(inputs["labels"])
     assert (flat[places + 1] != IGNORED).all()
     assert len(places) == (inputs["labels"][:, 1:] != IGNORED).sum()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_only_padding_that_some_token_could_see_needs_a_mask(side):
+    model, contexts = rcc_model(), tokens(3, 2 * SEGMENT)
+    ids, mask = pad([tokens(1, n, seed=n)[0] for n in (9, 4, 7)], side)
+    labels = ids.masked_fill(mask == 0, IGNORED)
+    batch = Batches(lambda examples: dict(examples[0]))(
+        [{"input_ids": ids, "attention_mask": mask, "labels": labels, "context_ids": contexts}]
+    )
+    assert ("attention_mask" in batch) is (side == "left")
+    places = batch.pop("label_places")
+    expected = naive(model, {"input_ids": ids, "labels": labels, "context_ids": contexts, "attention_mask": mask})
+    actual = model(**batch, hidden_loss=loss_of(model, labels, places=places)).loss
+    assert ratio_of_norms(actual, expected) <= 1e-7
 
 
 def test_nothing_labelled_is_no_loss():

@@ -32,7 +32,11 @@ def collate_equal(examples: Sequence[Example]) -> dict[str, Any]:
 
 
 class Batches:
-    """Makes batches with a collator, and adds where tokens are predicted: `label_places` and `teacher_places`."""
+    """Makes batches with a collator, and adds where tokens are predicted: `label_places` and `teacher_places`.
+
+    Masks of padding behind the last token are left out: attention is causal, so no token sees that padding, and without
+    a mask there are faster kernels and nothing to wait for.
+    """
 
     def __init__(self, collate: Collator = collate_equal):
         self.collate = collate
@@ -42,4 +46,7 @@ class Batches:
         for labels, places in (("labels", "label_places"), ("teacher_labels", "teacher_places")):
             if labels in batch:
                 batch[places] = predicting_places(batch[labels])
+        for name in ("attention_mask", "teacher_mask"):
+            if name in batch and bool((batch[name][:, :-1] >= batch[name][:, 1:]).all()):
+                del batch[name]
         return batch
