@@ -14,7 +14,7 @@ from rcc_hf.checkpoints import parse_dtype
 from rcc_hf.cli.loading import load
 from rcc_hf.cli.settings import ModelSettings, parse
 from rcc_hf.evaluation.cost import cost_examples, evaluate_cost
-from rcc_hf.evaluation.encoding import Encoder, TextEncoder, encode_text
+from rcc_hf.evaluation.encoding import Encoder, TextEncoder, encode_text, prefix_ids
 from rcc_hf.evaluation.examples import Example
 from rcc_hf.evaluation.methods import METHODS, make_method
 from rcc_hf.evaluation.outputs import RunFolder
@@ -184,7 +184,7 @@ def _segment_length(model: PreTrainedModel, settings: EvaluateSettings) -> int:
 def _evaluate(shared: _Run, ratio: int, path: Path) -> dict[str, Any]:
     """One run in its folder."""
     settings, task, work, model = shared.settings, shared.task, shared.work, shared.model
-    options = _others(settings.method, work)
+    options = _others(settings.method, work) | {"prefix_length": len(prefix_ids(shared.tokenizer))}
     if settings.segment_length is not None and not _is_rcc(model):
         options["segment_length"] = settings.segment_length
     method = make_method(settings.method, model, ratio, **options)
