@@ -225,7 +225,8 @@ def _about(shared: _Run, ratio: int) -> dict[str, Any]:
     """What metrics.json begins with."""
     task = shared.task
     about = {"task": shared.settings.task, "method": shared.settings.method, "model": shared.name, "ratio": ratio}
-    data = "/".join(filter(None, [task.benchmark, task.data, "+".join(task.subsets or [])]))
+    source = task.data and (Path(task.data).name if Path(task.data).exists() else task.data)
+    data = "/".join(filter(None, [task.benchmark, source, "+".join(task.subsets or [])]))
     if task.context_tokens is not None:
         data += f", {task.context_tokens} tokens"
     return about | ({"data": data} if data else {})
