@@ -99,6 +99,7 @@ def test_questions_among_the_documents_of_others(folder, tmp_path):
     assert status == 0
     assert (metrics["context_tokens_per_example"], metrics["entries_per_example"]) == (320, 80)
     assert [group["length"] for group in metrics["groups"]] == [320]
+    assert metrics["data"] == "qa.jsonl, 320 tokens"  # wherever the file lies
     assert run(folder, tmp_path / "no", "ruler", "--context_tokens", 320)[0] == 2
 
 

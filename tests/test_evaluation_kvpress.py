@@ -65,6 +65,9 @@ def test_a_finished_run_is_scored(scoring, tmp_path):
     assert (metrics["method"], metrics["ratio"]) == ("snapkv", 4)
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert (tmp_path / "predictions.csv").read_text().count("passkey") == 3
+    assert (metrics["task"], "data" in metrics) == ("passkey", False)
+    named = scoring.score_run(tmp_path, EXAMPLES, task="qa", data="qa.jsonl, 64 tokens")
+    assert (named["task"], named["data"]) == ("qa", "qa.jsonl, 64 tokens")
 
 
 def test_an_unfinished_run_and_other_examples_are_refused(scoring, tmp_path):

@@ -73,6 +73,7 @@ def test_rolling_equals_the_cpu(wiring, settings):
 
 @WIRINGS
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 2}], ids=str)
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # the compiler's advice, which would be an error here
 def test_a_static_cache_is_compiled_and_equals_the_cpu(wiring, settings):
     """On CUDA, `generate` compiles decoding steps in a static cache by itself."""
     cpu, gpu = pair(wiring)

@@ -9,6 +9,7 @@ import sys
 import matplotlib as mpl
 import numpy as np
 import pytest
+from plotted import lines, metrics, write
 
 from rcc_hf.cli import main
 from rcc_hf.plotting.figures import KINDS, draw, save
@@ -19,22 +20,6 @@ from rcc_hf.plotting.styles import assign_styles
 RATIOS = (8, 16, 32)
 LENGTHS, DEPTHS = (4096, 8192, 131072), (0.0, 0.5, 1.0)
 COSTS = {"time_to_first_token": 0.5, "decode_tokens_per_second": 60.0, "peak_bytes": 2**34, "nbytes": 2**20}
-
-
-def metrics(task, method, ratio=None, mean=0.5, metric="f1", **more):
-    overall = {"exact_match": {"mean": mean / 2, "stderr": 0.03}, metric: {"mean": mean, "stderr": 0.02}}
-    model = "org/base-rcc" if method == "rcc" else "org/base"
-    return {"task": task, "method": method, "model": model, "ratio": ratio, "num_examples": 50} | {
-        "overall": overall, "groups": [], "nbytes_per_example": None, "seconds": {}, metric: mean,
-    } | more  # fmt: skip
-
-
-def write(folder, *contents):
-    for content in contents:
-        run = folder / f"{content['task']}-{content['method']}-{content['model'][-3:]}-{content['ratio']}"
-        run.mkdir(parents=True)
-        (run / "metrics.json").write_text(json.dumps(content))
-    return folder
 
 
 @pytest.fixture
@@ -83,15 +68,6 @@ def perplexity(tmp_path):
         for name, ratio in (("rcc", 8), ("full", None))
     ]
     return write(tmp_path / "perplexity", *runs)
-
-
-def lines(axes):
-    """The data of each line by its label, of those that are in the legend."""
-    return {
-        line.get_label(): tuple(np.asarray(line.get_data()).tolist())
-        for line in axes.lines
-        if not line.get_label().startswith("_")
-    }
 
 
 def legend(figure):

@@ -23,7 +23,11 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def score_run(
-    path: Path, examples: Sequence[Example], group_by: Sequence[str] = (), task: str | None = None
+    path: Path,
+    examples: Sequence[Example],
+    group_by: Sequence[str] = (),
+    task: str | None = None,
+    data: str | None = None,
 ) -> dict[str, Any]:
     """The metrics of a finished run, which are written into its folder.
 
@@ -32,6 +36,7 @@ def score_run(
         examples: Those that were answered, in their order.
         group_by: Metadata by which scores are grouped, beside the task.
         task: Name of the task; default: that of the examples if they have one in common, and "examples" otherwise.
+        data: Name of the data, as in the metrics.json of `rcc evaluate`; None: none.
 
     Raises:
         ValueError: a prediction is that of another example, or is missing.
@@ -44,6 +49,7 @@ def score_run(
         names = {example.task for example in examples}
         about = {"task": task or (names.pop() if len(names) == 1 else "examples")}
         about |= {name: config[name] for name in ("method", "model", "ratio")}
+        about |= {} if data is None else {"data": data}
         metrics = report(examples, folder.rows(), group_by=group_by, about=about)
         folder.write_metrics(metrics)
         folder.write_csv()
@@ -57,8 +63,10 @@ def main() -> None:
     parser.add_argument("examples", type=Path, help="the file that was given to it")
     parser.add_argument("--group-by", nargs="*", default=["length", "depth"], help="(default: length depth)")
     parser.add_argument("--task", help="name of the task, as rcc plot tells them apart (default: of the examples)")
+    parser.add_argument("--data", help="name of the data, likewise (default: none; rcc plot --peers finds them)")
     settings = parser.parse_args()
-    metrics = score_run(settings.folder, read_examples(settings.examples), settings.group_by, settings.task)
+    examples = read_examples(settings.examples)
+    metrics = score_run(settings.folder, examples, settings.group_by, settings.task, settings.data)
     means = {name: value["mean"] for name, value in metrics["overall"].items()}
     sys.stdout.write(json.dumps({"method": metrics["method"], "ratio": metrics["ratio"], **means}) + "\n")
 

@@ -14,7 +14,7 @@ from rcc_hf.checkpoints import parse_dtype
 from rcc_hf.cli.loading import load
 from rcc_hf.cli.settings import ModelSettings, parse
 from rcc_hf.evaluation.cost import cost_examples, evaluate_cost
-from rcc_hf.evaluation.encoding import Encoder, TextEncoder, encode_text
+from rcc_hf.evaluation.encoding import Encoder, TextEncoder, encode_text, prefix_ids
 from rcc_hf.evaluation.examples import Example
 from rcc_hf.evaluation.methods import METHODS, make_method
 from rcc_hf.evaluation.outputs import RunFolder
@@ -184,7 +184,7 @@ def _segment_length(model: PreTrainedModel, settings: EvaluateSettings) -> int:
 def _evaluate(shared: _Run, ratio: int, path: Path) -> dict[str, Any]:
     """One run in its folder."""
     settings, task, work, model = shared.settings, shared.task, shared.work, shared.model
-    options = _others(settings.method, work)
+    options = _others(settings.method, work) | {"prefix_length": len(prefix_ids(shared.tokenizer))}
     if settings.segment_length is not None and not _is_rcc(model):
         options["segment_length"] = settings.segment_length
     method = make_method(settings.method, model, ratio, **options)
@@ -225,7 +225,10 @@ def _about(shared: _Run, ratio: int) -> dict[str, Any]:
     """What metrics.json begins with."""
     task = shared.task
     about = {"task": shared.settings.task, "method": shared.settings.method, "model": shared.name, "ratio": ratio}
-    data = "/".join(filter(None, [task.benchmark, task.data, *(task.subsets or [])]))
+    source = task.data and (Path(task.data).name if Path(task.data).exists() else task.data)
+    data = "/".join(filter(None, [task.benchmark, source, "+".join(task.subsets or [])]))
+    if task.context_tokens is not None:
+        data += f", {task.context_tokens} tokens"
     return about | ({"data": data} if data else {})
 
 

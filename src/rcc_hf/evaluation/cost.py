@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rcc_hf.evaluation.encoding import encode_text
+from rcc_hf.evaluation.encoding import encode_text, prefix_ids
 from rcc_hf.evaluation.examples import Example
 from rcc_hf.evaluation.fillers import NOISE
 from rcc_hf.evaluation.methods import ContextMethod
@@ -168,7 +168,7 @@ def peak_bytes(device: torch.device) -> int | None:
 
 def _context(tokenizer: PreTrainedTokenizerBase, length: int) -> Tensor:
     ids = encode_text(tokenizer, " ".join(NOISE) + " ")
-    return ids.repeat(-(-length // len(ids)))[:length]
+    return torch.cat([prefix_ids(tokenizer), ids.repeat(-(-length // len(ids)))])[:length]
 
 
 def _metrics(

@@ -9,7 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rcc_hf.evaluation.examples import Example
 
-__all__ = ["Encoder", "TextEncoder", "check_template", "encode_text", "prompt_text"]
+__all__ = [
+    "Encoder", "TextEncoder", "check_template", "encode_context", "encode_text", "prefix_ids", "prompt_text",
+]  # fmt: skip
 
 Encoder = Callable[[Example], tuple[Tensor, Tensor]]
 """Gives the ids of the context `[T]` and of the prompt `[t]`."""
@@ -18,6 +20,23 @@ Encoder = Callable[[Example], tuple[Tensor, Tensor]]
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
     """Ids `[T]` without special tokens."""
     return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long)
+
+
+def prefix_ids(tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Ids `[k]` that the tokenizer puts in front of every text unless told not to: often none, for Llama 3 its BOS."""
+    text = "."
+    plain, whole = encode_text(tokenizer, text).tolist(), tokenizer(text, verbose=False)["input_ids"]
+    places = range(len(whole) - len(plain) + 1)
+    start = next(place for place in places if whole[place : place + len(plain)] == plain)
+    return torch.tensor(whole[:start], dtype=torch.long)
+
+
+def encode_context(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
+    """Ids `[T]` of a text that comes first: as `encode_text`, behind `prefix_ids`.
+
+    Every method reads them, so that they are in front of the whole text, or in the first segment (or in the head).
+    """
+    return torch.cat([prefix_ids(tokenizer), encode_text(tokenizer, text)])
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, question: str, answer_prefix: str, *, chat: bool) -> str:
@@ -72,9 +91,12 @@ class TextEncoder:
         """
         text = prompt_text(self._tokenizer, example.question, example.answer_prefix, chat=self._chat)
         prompt = encode_text(self._tokenizer, text)
+        begin = prefix_ids(self._tokenizer)
+        if self._chat and len(begin) and torch.equal(prompt[: len(begin)], begin):
+            prompt = prompt[len(begin) :]  # templates write it too, and the context has it already
         if not len(prompt):
             raise ValueError(
                 f"an example of task {example.task!r} has neither question nor answer_prefix; a model needs a prompt "
                 "behind the context, so give at least one of them"
             )
-        return encode_text(self._tokenizer, example.context)[: self._max_context_length], prompt
+        return encode_context(self._tokenizer, example.context)[: self._max_context_length], prompt

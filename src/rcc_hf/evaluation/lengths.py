@@ -7,6 +7,8 @@ from itertools import islice
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from rcc_hf.evaluation.encoding import prefix_ids
+
 __all__ = ["TokenCounter", "fit_units", "take_units"]
 
 # A unit is counted behind this, since tokenizers treat the beginning of a text specially.
@@ -15,16 +17,17 @@ _FIRST_CHUNK = 64
 
 
 class TokenCounter:
-    """Counts tokens, without special ones; what single units have is remembered."""
+    """Counts tokens of contexts, with what a tokenizer puts in front; what single units have is remembered."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._tokenizer = tokenizer
         self._known: dict[str, int] = {}
-        self._anchor = self.count(_ANCHOR)
+        self._prefix = len(prefix_ids(tokenizer))
+        self._anchor = self.count(_ANCHOR) - self._prefix
 
     def count(self, text: str) -> int:
         """Tokens of a text."""
-        return len(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return self._prefix + len(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def each(self, units: Sequence[str]) -> list[int]:
         """Tokens of each unit where it follows other text; each different one is tokenized once."""

@@ -41,7 +41,7 @@ def make_method(name: str, model: PreTrainedModel, ratio: int, **options: Any) -
         model: an `RCCForCausalLM`, or a base model for any method that does not compress with it.
         ratio: source tokens per slot.
         options: `segment_length` and `head_length` for the budget with a base model (1024 and 0); for `wrong` and
-            `wrong-rcc` further contexts, `others`.
+            `wrong-rcc` further contexts, `others`; `prefix_length`, the tokens that begin every context (0).
 
     Raises:
         ValueError: if there is no such method, it needs another model, or the ratio is impossible.

@@ -52,6 +52,9 @@ class ContextMethod(ABC):
         model: an `RCCForCausalLM`, or (for every method but those that compress with it) a base model.
         ratio: source tokens per slot of `rcc`, whose entries are the budget of every bounded method.
         segment_length: for the budget; None for the model's own, or 1024 if it is a base model.
+        head_length: likewise; 0 if it is a base model.
+        prefix_length: tokens in front of every context that a tokenizer puts there (BOS): they begin what is kept,
+            whatever that is, since a model that was trained with them goes wrong without.
 
     Raises:
         ValueError: if the ratio does not divide the segment length.
@@ -60,9 +63,15 @@ class ContextMethod(ABC):
     name: ClassVar[str]
 
     def __init__(
-        self, model: PreTrainedModel, *, ratio: int, segment_length: int | None = None, head_length: int | None = None
+        self,
+        model: PreTrainedModel,
+        *,
+        ratio: int,
+        segment_length: int | None = None,
+        head_length: int | None = None,
+        prefix_length: int = 0,
     ):
-        self.model, self.ratio = model, ratio
+        self.model, self.ratio, self.prefix_length = model, ratio, prefix_length
         config = model.config if is_rcc(model) else None
         own = _DEFAULT_SEGMENT_LENGTH if config is None else config.segment_length
         self.segment_length = own if segment_length is None else segment_length

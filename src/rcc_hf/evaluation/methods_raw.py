@@ -28,6 +28,12 @@ class _Kept(EntriesMethod):
         return self._reading(prefill(self.model, [self.keep(context) for context in contexts]))
 
 
+def _ends(context: Tensor, num_first: int, size: int) -> Tensor:
+    """The first tokens, and as many of the last ones as make it `size`."""
+    num_first = min(num_first, size)
+    return torch.cat([context[:num_first], context[len(context) - (size - num_first) :]])
+
+
 class Full(_Kept):
     """All tokens: the base's own cache. Contexts beyond the base's range are read all the same."""
 
@@ -43,7 +49,7 @@ class Nothing(_Kept):
     name = "none"
 
     def keep(self, context: Tensor) -> Tensor:
-        return context[:0]
+        return context[: self.prefix_length]
 
 
 class TruncateHead(_Kept):
@@ -52,7 +58,7 @@ class TruncateHead(_Kept):
     name = "truncate-head"
 
     def keep(self, context: Tensor) -> Tensor:
-        return context[len(context) - self.budget(len(context)) :]
+        return _ends(context, self.prefix_length, self.budget(len(context)))
 
 
 class TruncateTail(_Kept):
@@ -75,6 +81,4 @@ class WindowSink(_Kept):
     name = "window-sink"
 
     def keep(self, context: Tensor) -> Tensor:
-        size = self.budget(len(context))
-        sinks = min(_NUM_SINKS, size)
-        return torch.cat([context[:sinks], context[len(context) - (size - sinks) :]])
+        return _ends(context, max(_NUM_SINKS, self.prefix_length), self.budget(len(context)))

@@ -50,7 +50,8 @@ class _OfAnother(ContextMethod):
 
     def read(self, contexts: Sequence[Tensor]) -> Reading:
         check_ids("contexts", contexts)
-        return super().read(choose_others(contexts, self._others))
+        # that of Full or Compressed, which stand behind this class
+        return super().read(choose_others(contexts, self._others))  # type: ignore[safe-super]
 
 
 class Wrong(_OfAnother, Full):

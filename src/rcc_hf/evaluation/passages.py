@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rcc_hf.evaluation.encoding import encode_text
+from rcc_hf.evaluation.encoding import encode_context, encode_text, prefix_ids
 from rcc_hf.evaluation.examples import Example
 from rcc_hf.texts.documents import read_documents
 
@@ -52,7 +52,7 @@ class ReconstructionEncoder:
             ValueError: there is nothing to fill a segment up with.
         """
         length = example.metadata["length"]
-        ids = encode_text(self.tokenizer, example.context)[:length]
+        ids = encode_context(self.tokenizer, example.context)[:length]
         if len(ids) < length:
             if self.fill_id is None:
                 raise ValueError("the tokenizer has no end-of-text token to fill a segment up with; use another tail")
@@ -87,18 +87,18 @@ def reconstruction_example(
     Raises:
         ValueError: the text has less than a segment, and is not padded.
     """
-    ids = encode_text(tokenizer, text)
-    total = len(ids)
+    ids, begin = encode_context(tokenizer, text), len(prefix_ids(tokenizer))
+    total = len(ids) - begin
     ids = ids[:length]
     whole = len(ids) - len(ids) % segment_length
-    if not len(ids) or (not whole and tail != "pad"):
+    if len(ids) == begin or (not whole and tail != "pad"):
         raise ValueError(
             f"{place}{place and ': '}the text has {len(ids)} tokens, less than a segment of {segment_length}; leave it "
             "out, give a longer one, or have the segment filled up (tail: pad)"
         )
     padded = -(-len(ids) // segment_length) * segment_length
     read = {"cut": whole, "raw": len(ids), "pad": padded}[tail]
-    scored = ids[: min(read, max_new_tokens or read)]
+    scored = ids[begin : min(read, begin + (max_new_tokens or read))]
     return Example(
         context=text,
         question=prompt,
@@ -109,7 +109,7 @@ def reconstruction_example(
         metadata={
             "length": read,
             "context_tokens": read,
-            "text_tokens": total if length is None else len(ids),
+            "text_tokens": total if length is None else len(ids) - begin,
             "scored_tokens": len(scored),
             "tail": tail,
         },

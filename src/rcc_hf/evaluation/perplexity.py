@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rcc_hf.evaluation.encoding import encode_text
+from rcc_hf.evaluation.encoding import encode_text, prefix_ids
 from rcc_hf.evaluation.examples import Example
 from rcc_hf.evaluation.methods import ContextMethod
 from rcc_hf.evaluation.outputs import RunFolder
@@ -30,6 +30,8 @@ _NUM_TOKENS = 256
 @dataclass(frozen=True)
 class Continuation:
     """A history `[T]` and the tokens `[N]` behind it; at one place, histories of all lengths have the same ones.
+
+    A history begins with what the tokenizer puts in front of a text, which counts, but is there without a history too.
 
     The first of these is not scored: without a history nothing predicts it.
     """
@@ -54,12 +56,12 @@ def continuations(tokenizer: PreTrainedTokenizerBase, settings: TaskSettings) ->
     longest = max(histories)
     count = settings.num_examples or 8
     places = choose_places(list(map(len, documents)), longest + num_tokens, count, settings.seed)
-    found = []
+    begin, found = prefix_ids(tokenizer), []
     for document, start in take_fraction(places, settings):
         first = start + longest
         target = documents[document][first : first + num_tokens]
         for history in histories:
-            before = documents[document][first - history : first]
+            before = documents[document][first - max(0, history - len(begin)) : first]
             example = Example(
                 context=str(tokenizer.decode(before.tolist())),
                 question="",
@@ -68,7 +70,7 @@ def continuations(tokenizer: PreTrainedTokenizerBase, settings: TaskSettings) ->
                 task="perplexity",
                 metadata={"history": history, "document": document, "first_token": first},
             )
-            found.append(Continuation(before, target, example))
+            found.append(Continuation(torch.cat([begin, before]), target, example))
     return found
 
 

@@ -16,6 +16,7 @@ _TASKS = {
     "passkey": "Pass key",
     "needles": "Needles",
 }
+_BENCHMARKS = {"longbench": "LongBench", "leval": "L-Eval", "infinitebench": "InfiniteBench"}
 _METRICS = {
     "bleu4": "BLEU-4",
     "f1": "F1",
@@ -29,9 +30,12 @@ _METHODS = {"full": "full context", "none": "no context", "rcc": "RCC (ours)", "
 
 
 def task_text(task: str, data: str | None = None) -> str:
-    """The task as the beginning of a title, with its data where they are open."""
+    """The task as the beginning of a title, with its data (benchmark, file, subset) where they are open."""
     text = _TASKS.get(task, _plain(task).capitalize())
-    return text if data is None else f"{text}, {data.rsplit('/', 1)[-1].removesuffix('.jsonl')}"
+    if data is None:
+        return text
+    first, last = data.split("/", 1)[0], data.rsplit("/", 1)[-1]
+    return f"{_BENCHMARKS.get(first, text)}, {re.sub(r'[.]jsonl?(?=,|$)', '', last).replace('+', ', ')}"
 
 
 def metric_text(metric: str, *, direction: bool = True) -> str:

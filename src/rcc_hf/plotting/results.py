@@ -4,12 +4,12 @@
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Result", "Value", "read_result", "read_results", "to_value"]
+__all__ = ["Result", "Value", "add_peers", "read_result", "read_results", "to_value"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,34 @@ def read_results(paths: Iterable[str | Path]) -> list[Result]:
     ordered = [results[file] for file in sorted(results)]
     _refuse_repetitions(ordered)
     return ordered
+
+
+def add_peers(results: Sequence[Result], peers: Iterable[str | Path]) -> list[Result]:
+    """The results and those of other libraries on the same examples, whose folders do not name the data.
+
+    Args:
+        results: Of `read_results`.
+        peers: Files or folders, such as those that `benchmarks/kvpress/score_run.py` writes.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: no result, or results on several data, have a peer's task, or none as many examples; or two are of
+            the same method, ratio, model and task.
+    """
+    found = list(results)
+    for peer in read_results(peers):
+        beside = [result for result in results if result.task == peer.task and peer.data in (None, result.data)]
+        if not beside:
+            known = ", ".join(sorted({result.task for result in results}))
+            raise ValueError(f"{peer.file} is of task {peer.task!r}; the results that it could stand by are of {known}")
+        if len(data := {result.data for result in beside}) > 1:
+            names = ", ".join(map(str, sorted(data, key=str)))
+            raise ValueError(f"{peer.file} names no data, and the results of {peer.task!r} are on {names}; give some")
+        if peer.num_examples not in (counts := {result.num_examples for result in beside}):
+            raise ValueError(f"{peer.file} has {peer.num_examples} examples, the results of {peer.task!r} {counts}")
+        found.append(replace(peer, data=data.pop()))
+    _refuse_repetitions(found)
+    return found
 
 
 def _result_files(folder: Path) -> list[Path]:
