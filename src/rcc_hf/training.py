@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training a compressor: the Trainer of transformers on a frozen base."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +13,7 @@ from torch.utils.data import Dataset
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainingArguments, default_data_collator
 from transformers.trainer_utils import get_last_checkpoint
 
+from rcc_hf.modeling.checking_rcc import slot_dtype
 from rcc_hf.modeling.fingerprint_rcc import is_trained_part
 from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
 from rcc_hf.objectives import token_accuracy
@@ -42,7 +46,14 @@ class TrainSettings:
 
 
 class RCCTrainer(Trainer):
-    """A Trainer whose checkpoints hold the compressor alone: the base is frozen and lies elsewhere."""
+    """A Trainer whose checkpoints hold the compressor alone: the base is frozen and lies elsewhere.
+
+    The base may be quantised, by a method that transformers can train adapters on.
+    """
+
+    def __init__(self, model: RCCForCausalLM, *args: Any, **kwargs: Any):
+        with _compressor_counts_as_adapters(model):
+            super().__init__(model, *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(str(output_dir or self.args.output_dir))
@@ -54,6 +65,20 @@ class RCCTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.accelerator.unwrap_model(model or self.model).load_compressor(resume_from_checkpoint)
+
+
+@contextmanager
+def _compressor_counts_as_adapters(model: RCCForCausalLM) -> Iterator[None]:
+    """In the block a quantised base with a compressor is no purely quantised model, which the Trainer would refuse."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is None or not quantizer.is_trainable:
+        yield
+        return
+    model.is_quantized = False
+    try:
+        yield
+    finally:
+        model.is_quantized = True
 
 
 def train(
@@ -102,7 +127,7 @@ def train(
         if eval_dataset is not None:
             metrics |= trainer.evaluate()
     finally:
-        _set_compressor_dtype(model, model.lm_head.weight.dtype)
+        _set_compressor_dtype(model, slot_dtype(model))
         model.eval()
     trainer.save_model()
     trainer.save_metrics("all", metrics, combined=False)
