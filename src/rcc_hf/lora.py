@@ -7,7 +7,7 @@ PEFT itself is not needed: a folder is `adapter_config.json` and `adapter_model.
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -124,7 +124,9 @@ def _adapters(layers: nn.ModuleList, part: str) -> Iterator[tuple[int, str, LowR
                 yield index, name, own[adapter_key(name)]
 
 
-def _describe(model, adapters: dict[tuple[int, str], LowRankAdapter], num_layers: int) -> dict[str, Any]:
+def _describe(
+    model: RCCForCausalLM | RCCModel, adapters: dict[tuple[int, str], LowRankAdapter], num_layers: int
+) -> dict[str, Any]:
     """The `adapter_config.json` of adapters by layer and name."""
     first, indices = next(iter(adapters.values())), sorted({index for index, _ in adapters})
     alpha = len(first.down) * first.scale
@@ -142,7 +144,7 @@ def _describe(model, adapters: dict[tuple[int, str], LowRankAdapter], num_layers
     }
 
 
-def _refuse_meta(adapters) -> None:
+def _refuse_meta(adapters: Iterable[LowRankAdapter]) -> None:
     if any(adapter.down.device.type == "meta" for adapter in adapters):
         raise ValueError("adapters that are offloaded to disk cannot be read or set; load the model on a device")
 
@@ -193,7 +195,9 @@ def _check_plain(config: dict[str, Any], source: str | os.PathLike) -> None:
         )
 
 
-def _check_fit(adapter: LowRankAdapter | None, module: str, down: Tensor, up: Tensor, part: str, source) -> None:
+def _check_fit(
+    adapter: LowRankAdapter | None, module: str, down: Tensor, up: Tensor, part: str, source: str | os.PathLike
+) -> None:
     if adapter is None:
         raise ValueError(
             f"the LoRA at {source} adapts {module}, where this model has no {part} adapter; give {part}_rank and "

@@ -68,7 +68,7 @@ class RCCTrainer(Trainer):
 
 
 @contextmanager
-def _compressor_counts_as_adapters(model: RCCForCausalLM) -> Iterator[None]:
+def _compressor_counts_as_adapters(model: Any) -> Iterator[None]:
     """In the block a quantised base with a compressor is no purely quantised model, which the Trainer would refuse."""
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is None or not quantizer.is_trainable:
