@@ -17,8 +17,13 @@ def is_trained_part(name: str) -> bool:
 
 def fingerprint_base(model: nn.Module) -> str:
     """Fingerprint of all weights that are not the compressor's (of those the head is left out: memories do not
-    depend on it)."""
-    return fingerprint(p for name, p in model.named_parameters() if not is_trained_part(name))
+    depend on it).
+
+    Quantised weights, which are integers, are left out: their kernels lay them out anew at the first forward call, and
+    the model would then be taken for another.
+    """
+    own = (p for name, p in model.named_parameters() if not is_trained_part(name))
+    return fingerprint(p for p in own if p.is_floating_point())
 
 
 def fingerprint_compressor(model: nn.Module) -> str:

@@ -17,6 +17,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from .configuration_rcc import RCC_VERSION, RCCConfig
 from .families_rcc import family_of
 from .fingerprint_rcc import fingerprint_base, is_trained_part
+from .quantised_rcc import adopt_quantisation, quantisation_set_aside
 from .schemes_rcc import option_names
 
 logger = logging.get_logger(__name__)
@@ -104,6 +105,8 @@ class LoadableModel(PreTrainedModel):
             )
         for name in ("revision", "subfolder"):  # these speak of the compressor's repository
             kwargs.pop(name, None)
+        _check_folder(base)
+        adopt_quantisation(config, base, {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs})
         model = cls._load_base(base, config, **kwargs)
         loaded = model[0] if isinstance(model, tuple) else model
         loaded.load_compressor(pretrained_model_name_or_path, hub, variant)
@@ -119,6 +122,9 @@ class LoadableModel(PreTrainedModel):
         Args:
             adapter_only: write the compressor alone (the base is found again by `config.base_model_name_or_path`, or
                 given to `from_pretrained` as `base_model`).
+
+        Raises:
+            ValueError: if the compressor is to be written alone while adapters of PEFT are in the model.
         """
         self.config.rcc_version = RCC_VERSION
         if self._auto_class is not None:
@@ -127,9 +133,15 @@ class LoadableModel(PreTrainedModel):
             return super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
         state_dict = self.state_dict() if state_dict is None else state_dict
         state_dict = {name: tensor for name, tensor in state_dict.items() if is_trained_part(name)}
+        if getattr(self, "_hf_peft_config_loaded", False) or any(".modules_to_save." in name for name in state_dict):
+            raise ValueError(
+                "adapters of PEFT are in this model, so its compressor cannot be saved alone; merge_and_unload() them, "
+                "or delete_adapter() those of add_adapter. Without adapter_only=True they themselves are saved"
+            )
         self.config.adapter_only, self.config.base_fingerprint = True, fingerprint_base(_backbone(self))
         try:
-            return super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+            with quantisation_set_aside(self):
+                return super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
         finally:
             self.config.adapter_only, self.config.base_fingerprint = False, None
 

@@ -12,7 +12,7 @@ from tiny import base_model, tokens
 from transformers import AutoModel, AutoModelForCausalLM
 
 from rcc_hf import RCCForCausalLM
-from rcc_hf.modeling.fingerprint_rcc import is_trained_part
+from rcc_hf.modeling.fingerprint_rcc import fingerprint_base, is_trained_part
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +117,16 @@ def test_a_base_in_another_dtype_is_the_same_base(bases, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         RCCForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert caplog.text == ""
+
+
+def test_quantised_weights_have_no_part_in_the_fingerprint_of_a_base():
+    """Their kernels lay them out anew."""
+    base = torch.nn.Linear(4, 4)
+    whole = fingerprint_base(base)
+    base.packed = torch.nn.Parameter(torch.arange(8, dtype=torch.uint8), requires_grad=False)
+    assert fingerprint_base(base) == whole
+    base.other = torch.nn.Parameter(torch.ones(8))
+    assert fingerprint_base(base) != whole
 
 
 def test_an_unknown_place_of_the_base_is_an_error(bases, tmp_path):

@@ -255,6 +255,33 @@ def test_a_checkpoint_of_a_wrapped_model_can_be_adapter_only(checkpoint, tmp_pat
     assert all(torch.equal(p, expected[name]) for name, p in compressor(again).items())
 
 
+def test_the_compressor_cannot_be_saved_alone_beneath_adapters(checkpoint, tmp_path):
+    """transformers would write the adapters instead, or names that no model has."""
+    added = load(checkpoint)
+    added.add_adapter(peft.LoraConfig(**LORA, target_modules=["q_proj"]), adapter_name="mine")
+    wrapped = wrap(checkpoint, target_modules=["q_proj"], modules_to_save=["rcc"]).get_base_model()
+    for model in (added, wrapped):
+        with pytest.raises(ValueError, match=r"merge_and_unload\(\) them, or delete_adapter\(\)"):
+            model.save_pretrained(tmp_path / "alone", adapter_only=True)
+        assert model.config.adapter_only is False
+    assert not (tmp_path / "alone").exists()
+    added.delete_adapter("mine")
+    added.save_pretrained(tmp_path / "alone", adapter_only=True)
+    again = RCCForCausalLM.from_pretrained(
+        tmp_path / "alone", base_model=checkpoint.parent / "base", dtype=torch.float64
+    )
+    assert torch.equal(answers(again.eval()), answers(load(checkpoint)))
+
+
+def test_memories_are_not_mixed_with_those_before_merging(checkpoint):
+    model = wrap(checkpoint, target_modules=["q_proj"])
+    train(model)
+    memory = model.get_base_model().compress(tokens(2, 54))
+    for other in (load(checkpoint), model.merge_and_unload()):
+        with pytest.raises(ValueError, match="written by another model"):
+            other(tokens(2, 5), memory=memory)
+
+
 def test_trainer(checkpoint, tmp_path):
     """Two steps of the Trainer on a PEFT model, then again from its checkpoint."""
     transformers = pytest.importorskip("transformers")

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from rcc_hf.modeling.checking_rcc import slot_dtype
 from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
 from rcc_hf.training.batches import Batches, Collator, collate_equal
 from rcc_hf.training.compiling import compiled_blocks
@@ -55,7 +56,7 @@ def train(
     """
     checkpoint = _last_checkpoint(settings) if settings.resume else None
     choose_parts(model, settings.train_parts)
-    dtype = model.dtype
+    dtype = slot_dtype(model)
     set_dtype(model, torch.float32)
     trainer = RCCTrainer(
         model=model,

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Trainer of transformers for a compressor: its loss, its optimizer, and checkpoints without the frozen base."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,15 +28,17 @@ class RCCTrainer(Trainer):
     """A Trainer for batches of `context_ids`, `input_ids` and `labels`, with `teacher_ids` and `teacher_labels` if the
     base itself is to be imitated.
 
-    Checkpoints hold the compressor alone, unless the base is trained too.
+    Checkpoints hold the compressor alone, unless the base is trained too. The base may be quantised, by a method that
+    transformers can train adapters on.
     """
 
     model_accepts_loss_kwargs: bool
 
-    def __init__(self, *args: Any, settings: TrainSettings, **kwargs: Any):
+    def __init__(self, model: RCCForCausalLM, *args: Any, settings: TrainSettings, **kwargs: Any):
         self.settings = settings
         self._meters = {True: Meter(), False: Meter()}  # of training and of evaluation
-        super().__init__(*args, **kwargs)
+        with _compressor_counts_as_adapters(model):
+            super().__init__(model, *args, **kwargs)
         self.throughput = Throughput(self.core(), ceiling=settings.ceiling_tflops and settings.ceiling_tflops * 1e12)
 
     def core(self) -> RCCForCausalLM:
@@ -161,3 +165,17 @@ class RCCTrainer(Trainer):
 
 def _logits(model: RCCForCausalLM, hidden: Tensor) -> Tensor:
     return scale_logits(model.lm_head(hidden), model.config.text_config)
+
+
+@contextmanager
+def _compressor_counts_as_adapters(model: Any) -> Iterator[None]:
+    """In the block a quantised base with a compressor is no purely quantised model, which the Trainer would refuse."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is None or not quantizer.is_trainable:
+        yield
+        return
+    model.is_quantized = False
+    try:
+        yield
+    finally:
+        model.is_quantized = True
