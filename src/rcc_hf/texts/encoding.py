@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
@@ -28,7 +28,7 @@ _tokenizer: PreTrainedTokenizerBase | None = None
 
 def encode_documents(
     documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, dtype: str, num_processes: int = 1
-) -> Iterator[tuple[Document, np.ndarray]]:
+) -> Generator[tuple[Document, np.ndarray], None, None]:
     """Each document with its ids `[length]`, in order, without special tokens.
 
     Args:

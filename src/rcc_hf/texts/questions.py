@@ -59,7 +59,7 @@ class QARow:
         missing += [] if "answer" in row or "answers" in row else ["answer"]
         if missing:
             raise ValueError(f"{', '.join(missing)} missing; found {', '.join(row) or 'nothing'}")
-        answers = row["answer"] if "answer" in row else row["answers"]
+        answers: Any = row["answer"] if "answer" in row else row["answers"]
         answers = answers.get("text") if isinstance(answers, Mapping) else answers
         answers = (answers,) if isinstance(answers, str) else answers
         return cls(

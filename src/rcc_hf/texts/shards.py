@@ -157,7 +157,7 @@ class TokenShards:
             f"TokenShards({self.num_documents:,} documents, {self.num_tokens:,} tokens, {self.folder or 'in memory'})"
         )
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> str | tuple:
         if self.folder is None:
             return super().__reduce__()
         return TokenShards.open, (self.folder,)
@@ -176,8 +176,8 @@ def smallest_dtype(largest: int) -> type[np.unsignedinteger]:
 
 def shard_digest(ids: np.ndarray, lengths: np.ndarray) -> str:
     """`Shard.sha256` of what is in memory."""
-    digest = hashlib.sha256(np.ascontiguousarray(ids, ids.dtype.newbyteorder("<")))
-    digest.update(np.ascontiguousarray(lengths, "<i8"))
+    digest = hashlib.sha256(np.ascontiguousarray(ids, ids.dtype.newbyteorder("<")).data)
+    digest.update(np.ascontiguousarray(lengths, "<i8").data)
     return digest.hexdigest()
 
 

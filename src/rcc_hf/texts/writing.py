@@ -56,7 +56,7 @@ class ShardWriter:
         """
         if self._file is None:
             self._file = _scratch(ids_file(self.folder, len(self.index.shards))).open("wb")
-        data = np.ascontiguousarray(ids, self._dtype)
+        data = np.ascontiguousarray(ids, self._dtype).data
         self._file.write(data)
         self._ids_digest.update(data)
         add_text(self._texts_digest, text)
@@ -73,7 +73,7 @@ class ShardWriter:
         self.index.write(self.folder)
 
     def _close(self) -> None:
-        number, lengths = len(self.index.shards), np.array(self._lengths, "<i8")
+        number, lengths = len(self.index.shards), np.array(self._lengths, "<i8").data
         assert self._file is not None
         _settle(self._file, ids_file(self.folder, number))
         self._file = None
