@@ -63,7 +63,11 @@ def test_make_targets_of_the_readme_exist():
 
 
 def test_files_that_the_documents_link_to_exist():
-    for document in ("README.md", "CONTRIBUTING.md", "docs/architecture.md"):
+    for document in (
+        "README.md",
+        "CONTRIBUTING.md",
+        *(str(file.relative_to(ROOT)) for file in (ROOT / "docs").glob("*.md")),
+    ):
         text = (ROOT / document).read_text()
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
             assert (ROOT / document).parent.joinpath(target).exists(), f"{document}: {target}"

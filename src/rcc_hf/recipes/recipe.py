@@ -59,7 +59,18 @@ class Recipe:
         values["objectives"] = {name: _as_mapping(name, row or {}) for name, row in values["objectives"].items()}
         if not values["objectives"]:
             raise ValueError("objectives are empty; name at least one")
-        return cls(**{**values, "phases": Phases.parse(values["phases"])})
+        phases = Phases.parse(values["phases"])
+        missing = sorted({name for phase in phases for name in phase.objectives} - set(values["objectives"]))
+        if missing:
+            raise ValueError(
+                f"a phase draws {', '.join(missing)}, and objectives are {', '.join(values['objectives'])}"
+            )
+        return cls(**{**values, "phases": phases})
+
+    def drawn(self) -> dict[str, Mapping[str, Any]]:
+        """The objectives that a phase draws; making the others could take long."""
+        names = {name for phase in self.phases for name in phase.objectives}
+        return {name: options for name, options in self.objectives.items() if name in names}
 
 
 def read_recipe(file: str | Path, *, tiny: bool = False) -> Recipe:
@@ -112,7 +123,7 @@ def _as_mapping(name: str, value: Any) -> Mapping[str, Any]:
 
 
 def _as_list(name: str, value: Any) -> list[str]:
-    values = [value] if isinstance(value, str) else list(value or ())
-    if not all(isinstance(one, str) for one in values):
+    values = [value] if isinstance(value, str) else value or []
+    if not isinstance(values, Sequence) or not all(isinstance(one, str) for one in values):
         raise ValueError(f"{name} is {value!r}; expected a source, or a list of them")
-    return values
+    return list(values)

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a recipe: model, examples and settings go to `train`."""
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 from accelerate import PartialState
 from torch.utils.data import Dataset
@@ -62,9 +60,7 @@ def _mixture(
     recipe: Recipe, settings: TrainSettings, model: RCCForCausalLM, tokenizer: PreTrainedTokenizerBase
 ) -> Dataset:
     sources = read_sources(tokenizer, texts=recipe.texts, questions=recipe.questions, chats=recipe.chats)
-    objectives = build_objectives(
-        _used(recipe.objectives, recipe.phases), sources, tokenizer, ensure_reconstruction_prompt(model, tokenizer)
-    )
+    objectives = build_objectives(recipe.drawn(), sources, tokenizer, ensure_reconstruction_prompt(model, tokenizer))
     group = settings.batch_size * PartialState().num_processes
     return Mixture(
         objectives,
@@ -96,16 +92,3 @@ def _held_out(
         group_size=group,
         segment_length=model.config.segment_length,
     )
-
-
-def _used(objectives: Mapping[str, Mapping[str, Any]], phases: Phases) -> dict[str, Mapping[str, Any]]:
-    """Those that a phase draws; making others could take long.
-
-    Raises:
-        ValueError: a phase draws one that there is not.
-    """
-    drawn = {name for phase in phases for name in phase.objectives}
-    missing = sorted(drawn - set(objectives))
-    if missing:
-        raise ValueError(f"a phase draws {', '.join(missing)}, and objectives are {', '.join(objectives)}")
-    return {name: options for name, options in objectives.items() if name in drawn}
