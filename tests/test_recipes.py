@@ -188,6 +188,7 @@ def test_settings_that_there_are_not_and_ratios_that_do_not_fit(folder, capsys):
     assert "absent.yaml" in capsys.readouterr().err
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_shipped_recipes_run(file, tmp_path):
     """Their trial run, on the real base."""

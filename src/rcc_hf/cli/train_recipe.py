@@ -2,6 +2,7 @@
 """`rcc train RECIPE.yaml`: a training as a file says, with flags that take the place of its values."""
 
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from transformers import HfArgumentParser
 
@@ -45,8 +46,9 @@ def run(argv: list[str]) -> dict[str, float]:
         ValueError: the recipe is none, or asks for what there is not.
     """
     file, *flags = argv
+    classes: list[Any] = [RecipeSettings, TrainSettings, QualitySettings, ModelSettings]
     parser = HfArgumentParser(
-        [RecipeSettings, TrainSettings, QualitySettings, ModelSettings],
+        classes,
         prog=f"rcc train {file}",
         description="Train as a recipe says. Flags take the place of its values; defaults shown are without a recipe.",
     )

@@ -3,7 +3,7 @@
 
 from functools import partial
 
-from accelerate import PartialState
+from accelerate import PartialState  # type: ignore[import-untyped]
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, set_seed
 
