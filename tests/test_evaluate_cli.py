@@ -103,6 +103,18 @@ def test_questions_among_the_documents_of_others(folder, tmp_path):
     assert run(folder, tmp_path / "no", "ruler", "--context_tokens", 320)[0] == 2
 
 
+def test_short_contexts_are_compressed_whole_if_segments_are_filled(folder, tmp_path, capsys):
+    arguments = ("qa", "--data", folder / "qa.jsonl", "--fill_segments")
+    status, metrics = run(folder, tmp_path / "out", *arguments)
+    assert status == 0
+    segments = -(-len(TEXT) // 16)
+    assert (metrics["entries_per_example"], metrics["context_tokens_per_example"]) == (segments * 4, len(TEXT))
+    status, other = run(folder, tmp_path / "tail", *arguments, "--method", "truncate-tail")
+    assert (status, other["nbytes_per_example"]) == (0, metrics["nbytes_per_example"])
+    assert run(folder, tmp_path / "no", "reconstruction", "--fill_segments")[0] == 2
+    assert "texts to reconstruct have --tail pad" in capsys.readouterr().err
+
+
 def test_a_finished_run_is_not_repeated_and_another_one_is_refused(folder, tmp_path, monkeypatch, capsys):
     arguments = ("--data", folder / "qa.jsonl", "--batch_size", 1)
     first = run(folder, tmp_path, "qa", *arguments)

@@ -358,7 +358,40 @@ def test_bounded_methods_keep_what_rcc_keeps(ratio, head_length):
         assert (reading.nbytes, reading.num_entries) == (expected.nbytes, expected.num_entries), name
 
 
+@pytest.mark.parametrize("head_length", [0, 3])
+def test_filled_segments_are_compressed_whole(head_length):
+    """As if the text had been filled up by hand; baselines read the text alone, at the same budget."""
+    model = rcc_model(head_length=head_length)
+    contexts = rows((1, 15, 16, 17, 39, 0))
+    method = make_method("rcc", model, RATIO, fill_id=5)
+    reading = method.read(contexts)
+    assert reading.num_entries == tuple(budget(len(c), RATIO, SEGMENT, head_length, filled=True) for c in contexts)
+    assert all(memory.num_local == 0 for memory in reading.kept if memory.num_tokens > head_length)
+    by_hand = [
+        torch.cat([c, c.new_full((-max(0, len(c) - head_length) % SEGMENT if len(c) > head_length else 0,), 5)])
+        for c in contexts
+    ]
+    other = make_method("rcc", model, RATIO)
+    prompts = rows((3,) * len(contexts), seed=9)
+    assert answers(method, reading, prompts) == answers(other, other.read(by_hand), prompts)
+    allowed = tuple(min(len(c), size) for c, size in zip(contexts, reading.num_entries, strict=True))
+    for name in BOUNDED:
+        baseline = make_method(name, model, RATIO, fill_id=5)
+        kept = baseline.read(contexts)
+        if name == "mean-pool":  # means of what there is
+            pools = tuple(min(len(c), head_length) - (-max(0, len(c) - head_length) // RATIO) for c in contexts)
+            assert kept.num_entries == pools
+            assert all(size <= most for size, most in zip(pools, allowed, strict=True))
+        else:
+            assert kept.num_entries == allowed, name
+        assert len(answers(baseline, kept, prompts)) == len(contexts)
+
+
 def test_the_budget_of_a_text_is_slots_and_raw_tokens():
+    assert budget(39, 4, 16, filled=True) == 3 * 4
+    assert budget(32, 4, 16, filled=True) == 2 * 4
+    assert budget(10, 4, 16, head_length=8, filled=True) == 8 + 4
+    assert budget(8, 4, 16, head_length=8, filled=True) == 8
     assert budget(39, 4, 16) == 2 * 4 + 7
     assert budget(39, 4, 16, head_length=8) == 8 + 4 + 15
     assert budget(15, 4, 16) == 15

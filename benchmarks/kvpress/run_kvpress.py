@@ -43,7 +43,9 @@ class Runner:
             RuntimeError: the press has kept another number than it was asked to.
         """
         length, settings = len(context), self.settings
-        allowed = budget(length, settings.ratio, settings.segment_length, settings.head_length)
+        filled = settings.fill_segments
+        allowed = budget(length, settings.ratio, settings.segment_length, settings.head_length, filled=filled)
+        allowed = min(length, allowed)  # what is filled up may have more slots than tokens
         press, cache = make_press(settings.press, length, allowed), DynamicCache()
         with contextlib.nullcontext() if press is None else press(self.model):
             # without the head, as kvpress's pipeline does
@@ -106,6 +108,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ratio", type=int, default=32, help="tokens per slot of rcc (default: 32)")
     parser.add_argument("--segment-length", type=int, default=1024, help="tokens per segment of rcc (default: 1024)")
     parser.add_argument("--head-length", type=int, default=0, help="raw tokens in front of its slots (default: 0)")
+    parser.add_argument("--fill-segments", action="store_true", help="as of rcc evaluate, for the budget")
     parser.add_argument("--max-context-length", type=int, help="tokens of a context; a longer one loses its end")
     parser.add_argument("--chat", action="store_true", help="put the question into the tokenizer's chat template")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: a GPU)")
@@ -117,7 +120,8 @@ def main() -> None:
     """Answer what the folder has no prediction of yet."""
     settings = parse()
     examples = read_examples(settings.examples)
-    names = ("model", "press", "ratio", "segment_length", "head_length", "max_context_length", "chat", "dtype")
+    names = ("model", "press", "ratio", "segment_length", "head_length", "fill_segments", "max_context_length", "chat",
+             "dtype")  # fmt: skip
     config = {name: getattr(settings, name) for name in names} | {
         "method": settings.press,
         "examples": settings.examples.name,

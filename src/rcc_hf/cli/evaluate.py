@@ -31,6 +31,8 @@ from rcc_hf.surroundings import surroundings
 # What kvpress calls compression ratio is the share that is left out.
 _WITHOUT_RATIO = {"full": 0.0, "wrong": 0.0, "none": 1.0}
 
+_ASKING = ("passkey", "needles", "ruler", "qa", "benchmark")
+
 Task = Literal["reconstruction", "passkey", "needles", "ruler", "qa", "benchmark", "perplexity", "cost"]
 
 
@@ -55,6 +57,11 @@ class EvaluateSettings:
         default=None,
         metadata={"help": "Tokens of the segments to which texts to reconstruct are cut, for a plain base (1024)."},
     )
+    fill_segments: bool = field(
+        default=False,
+        metadata={"help": "Fill the last segment of each context up with end-of-text tokens and compress it too, where "
+                  "questions are asked; without, it stays raw."},
+    )  # fmt: skip
     batch_size: int | None = field(
         default=None, metadata={"help": "Contexts, and questions, that go together. Default: 8, for cost 1."}
     )
@@ -103,6 +110,11 @@ def run(argv: list[str]) -> int:
         raise ValueError(f"there is no method {settings.method!r}; choose one of {', '.join(METHODS)}")
     if settings.task == "cost" and _is_control(settings.method):
         raise ValueError(f"{settings.method} costs what the method does whose reading it takes; measure that one")
+    if settings.fill_segments and settings.task not in _ASKING:
+        raise ValueError(
+            f"fill_segments is for {', '.join(_ASKING)}, and the task is {settings.task}; texts to reconstruct have "
+            "--tail pad"
+        )
     check_data(settings.task, task)
     processes = join_processes()
     try:
@@ -126,6 +138,7 @@ def _run(settings: EvaluateSettings, task: TaskSettings, how: ModelSettings, nam
         "method": settings.method,
         "chat": settings.chat,
         "max_context_length": settings.max_context_length,
+        "fill_segments": settings.fill_segments,
         "segment_length": _segment_length(model, settings),
         **asdict(task),
     }
@@ -187,6 +200,8 @@ def _evaluate(shared: _Run, ratio: int, path: Path) -> dict[str, Any]:
     options = _others(settings.method, work) | {"prefix_length": len(prefix_ids(shared.tokenizer))}
     if settings.segment_length is not None and not _is_rcc(model):
         options["segment_length"] = settings.segment_length
+    if settings.fill_segments:
+        options["fill_id"] = _fill_id(shared.tokenizer)
     method = make_method(settings.method, model, ratio, **options)
     common: dict[str, Any] = {"about": _about(shared, ratio), "progress": settings.progress}
     config = {**shared.config, "ratio": ratio, **_names_of_kvpress(shared, ratio)}
@@ -205,6 +220,12 @@ def _evaluate(shared: _Run, ratio: int, path: Path) -> dict[str, Any]:
             return evaluate_perplexity(model, work.continuations, method, folder, **common)
         common |= {"encode": work.encode, "group_by": GROUP_BY[settings.task]}
         return evaluate(model, shared.tokenizer, work.examples, method, folder, **common)
+
+
+def _fill_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no end-of-text token to fill segments up with; leave out fill_segments")
+    return int(tokenizer.eos_token_id)
 
 
 def _others(method: str, work: _Work) -> dict[str, Any]:

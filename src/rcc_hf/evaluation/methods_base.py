@@ -55,6 +55,8 @@ class ContextMethod(ABC):
         head_length: likewise; 0 if it is a base model.
         prefix_length: tokens in front of every context that a tokenizer puts there (BOS): they begin what is kept,
             whatever that is, since a model that was trained with them goes wrong without.
+        fill_id: fills the last segment of a context up, so that `rcc` compresses it whole; None leaves what is behind
+            the last whole segment raw. Other methods read no filling, and have the budget that comes of it.
 
     Raises:
         ValueError: if the ratio does not divide the segment length.
@@ -70,8 +72,9 @@ class ContextMethod(ABC):
         segment_length: int | None = None,
         head_length: int | None = None,
         prefix_length: int = 0,
+        fill_id: int | None = None,
     ):
-        self.model, self.ratio, self.prefix_length = model, ratio, prefix_length
+        self.model, self.ratio, self.prefix_length, self.fill_id = model, ratio, prefix_length, fill_id
         config = model.config if is_rcc(model) else None
         own = _DEFAULT_SEGMENT_LENGTH if config is None else config.segment_length
         self.segment_length = own if segment_length is None else segment_length
@@ -81,7 +84,8 @@ class ContextMethod(ABC):
 
     def budget(self, length: int) -> int:
         """Entries that a context of `length` tokens may take; see the function `budget`."""
-        return budget(length, self.ratio, self.segment_length, self.head_length)
+        filled = self.fill_id is not None
+        return budget(length, self.ratio, self.segment_length, self.head_length, filled=filled)
 
     @abstractmethod
     def read(self, contexts: Sequence[Tensor]) -> Reading:
@@ -169,11 +173,11 @@ def _groups(model: PreTrainedModel, prompts: Sequence[Tensor]) -> list[list[int]
     return list(groups.values())
 
 
-def budget(length: int, ratio: int, segment_length: int, head_length: int = 0) -> int:
+def budget(length: int, ratio: int, segment_length: int, head_length: int = 0, *, filled: bool = False) -> int:
     """Entries of keys and values that `rcc` has for a context of `length` tokens, and any bounded method may have.
 
     Every whole segment gives `segment_length / ratio` slots. What is behind the last one, and a head in front of the
-    first, are raw tokens, one entry each.
+    first, are raw tokens, one entry each; where it is `filled` up it is a segment too.
 
     Raises:
         ValueError: if the ratio does not divide the segment length.
@@ -182,6 +186,8 @@ def budget(length: int, ratio: int, segment_length: int, head_length: int = 0) -
         raise ValueError(f"ratio={ratio} does not divide segment_length={segment_length}; choose a divisor of it")
     head = min(length, head_length)
     segments, local = divmod(length - head, segment_length)
+    if filled and local:
+        segments, local = segments + 1, 0
     # a head stands in front of slots only; without a segment all is raw, which comes to the same number
     return head + segments * (segment_length // ratio) + local
 

@@ -33,7 +33,9 @@ class MeanPool(EntriesMethod):
 
     def _pool(self, row: Entries) -> Entries:
         start = min(row.num_entries, self.head_length)
-        count = (row.num_entries - start) // self.segment_length * self.segment_length
+        count = row.num_entries - start
+        if self.fill_id is None:
+            count -= count % self.segment_length
         if not count or self.ratio == 1:
             return row
         layers = tuple(self._pool_layer(i, *layer, start, start + count) for i, layer in enumerate(row.layers))
@@ -54,7 +56,11 @@ class MeanPool(EntriesMethod):
         )
 
     def _mean(self, entries: Tensor) -> Tensor:
-        return entries.unflatten(-2, (-1, self.ratio)).mean(-2)
+        """Means of `ratio` entries in a row; of fewer at the end of a text."""
+        whole = entries.shape[-2] - entries.shape[-2] % self.ratio
+        means = entries[..., :whole, :].unflatten(-2, (-1, self.ratio)).mean(-2)
+        rest = entries[..., whole:, :]
+        return torch.cat([means, rest.mean(-2, keepdim=True)], -2) if rest.shape[-2] else means
 
 
 def unrotate_keys(decoder: PreTrainedModel, index: int, keys: Tensor, position_ids: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ __all__ = ["Compressed"]
 class Compressed(ContextMethod):
     """`model.compress` at the ratio, then decoding with `memory=`.
 
-    What is behind the last whole segment stays raw, and so does a context of less than a segment. An entry counts the
-    same as one of the base: slots are keys and values once they are decoded from.
+    What is behind the last whole segment stays raw, and so does a context of less than a segment, unless segments are
+    filled up. An entry counts the same as one of the base: slots are keys and values once they are decoded from.
     """
 
     name = "rcc"
@@ -40,6 +40,7 @@ class Compressed(ContextMethod):
     @torch.no_grad()
     def read(self, contexts: Sequence[Tensor]) -> Reading:
         check_ids("contexts", contexts)
+        contexts = [self._fill(context) for context in contexts]
         # with a window of one segment, nothing to compress is no error
         is_short = max(map(len, contexts)) - self.head_length < self.segment_length
         window = self.segment_length if is_short else None
@@ -48,6 +49,13 @@ class Compressed(ContextMethod):
         memories = model.compress(ids, attention_mask=mask, ratio=self.ratio, window=window).unstack()
         sizes = tuple(memory.num_head + memory.num_slots + memory.num_local for memory in memories)
         return Reading(tuple(size * entry_nbytes(self.model) for size in sizes), sizes, tuple(memories))
+
+    def _fill(self, context: Tensor) -> Tensor:
+        """A context `[T]` whose last segment is filled up, if that is wished for."""
+        behind = max(0, len(context) - self.head_length)
+        if self.fill_id is None or not behind:
+            return context
+        return torch.cat([context, context.new_full((-behind % self.segment_length,), self.fill_id)])
 
     def _start(self, rows: Sequence[RCCMemory]) -> Step:
         memory, cache = RCCMemory.stack(rows), None
