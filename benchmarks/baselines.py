@@ -24,6 +24,7 @@ from queue import Queue
 UNBOUNDED = ("full", "none", "wrong")
 BOUNDED = ("truncate-head", "truncate-tail", "window-sink", "mean-pool")
 EXAMPLES = {"passkey": 4, "needles": 4, "ruler": 25, "reconstruction": 32, "perplexity": 8, "qa": 400, "cost": 5}
+COMMAND = "command.json"
 PROGRAM = "import sys; from rcc_hf.cli import main; sys.exit(main())"
 
 
@@ -89,24 +90,32 @@ def run(folder: Path, command: list[str], gpu: int | None = None) -> str:
         command: Of `rcc`, without its name.
         gpu: The only one that the run sees; None: as this process.
     """
-    if not (folder / "metrics.json").exists():
-        environment = None if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu)}
+    done = folder / COMMAND
+    if not done.exists():
+        environment = None if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": visible(gpu)}
         called = [sys.executable, "-c", PROGRAM, *command]
-        done = subprocess.run(called, capture_output=True, text=True, env=environment)
-        if done.returncode:
-            return f"FAILED {folder}: {done.stderr.strip()[-300:]}"
-    elif (was := examples_asked_for(folder)) != (now := command[command.index("--num_examples") + 1]):
-        return f"FAILED {folder}: it was done with num_examples={was}, and {now} are asked for; take another folder"
+        ran = subprocess.run(called, capture_output=True, text=True, env=environment)
+        if ran.returncode:
+            return f"FAILED {folder}: {ran.stderr.strip()[-300:]}"
+        done.write_text(json.dumps(command) + "\n", encoding="utf-8")
+    elif (was := json.loads(done.read_text(encoding="utf-8"))) != command:
+        differing = [f"{one!r} there, {other!r} here" for one, other in zip(was, command, strict=False) if one != other]
+        return f"FAILED {folder}: it is done with other settings ({', '.join(differing)}); take another folder"
     return f"{folder}: {(folder / 'metrics.json').stat().st_size} bytes"
 
 
-def examples_asked_for(folder: Path) -> str:
-    """The setting `num_examples` of a finished run."""
-    return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["num_examples"])
+def visible(gpu: int) -> str:
+    """The name of a GPU, of those that this process may use."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return str(gpu) if not given else given.split(",")[gpu]
 
 
-def run_all(chosen: Sequence[tuple[Path, list[str]]], workers: int, gpus: int) -> None:
-    """Run so many at a time, each on a GPU that has the fewest others, and say what came of them."""
+def run_all(chosen: Sequence[tuple[Path, list[str]]], workers: int, gpus: int) -> bool:
+    """Run so many at a time, each on a GPU that has the fewest others, and say what came of them.
+
+    Returns:
+        Whether all went well.
+    """
     free: Queue[int | None] = Queue()
     for worker in range(workers):
         free.put(worker % gpus if gpus else None)
@@ -118,10 +127,13 @@ def run_all(chosen: Sequence[tuple[Path, list[str]]], workers: int, gpus: int) -
         finally:
             free.put(gpu)
 
+    went_well = True
     with ThreadPoolExecutor(workers) as pool:
         for line in pool.map(work, chosen):
+            went_well &= not line.startswith("FAILED")
             sys.stdout.write(line + "\n")
             sys.stdout.flush()
+    return went_well
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -149,18 +161,19 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main() -> None:
-    """Run, several at a time; cost alone, at the end."""
+def main() -> int:
+    """Run, several at a time; cost alone, at the end. The status is 1 if a run failed."""
     settings = parse()
-    every = runs(settings)
+    every, went_well = runs(settings), True
     for is_cost, workers in ((False, settings.workers), (True, 1)):
-        run_all([one for one in every if ("cost" in one[0].parts) == is_cost], workers, settings.gpus)
+        went_well &= run_all([one for one in every if ("cost" in one[0].parts) == is_cost], workers, settings.gpus)
     if settings.copy is not None:
         for file in settings.folder.rglob("metrics.json"):
             target = settings.copy / file.relative_to(settings.folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, target)
+    return 0 if went_well else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -30,7 +30,14 @@ def main() -> None:
     checkpoint, data = make_tiny(output / "tiny") if args.tiny else (args.checkpoint, args.data)
     model = load_model(checkpoint)
     tokenizer = load_tokenizer(model, checkpoint)
-    rows = [encode(tokenizer, json.loads(line)) for line in Path(data).read_text().splitlines()]
+    lines = Path(data).read_text(encoding="utf-8").rstrip("\n").split("\n")  # other line ends may stand in texts
+    rows = [encode(tokenizer, json.loads(line)) for line in lines]
+    shortest = min(len(row["context_ids"]) for row in rows)
+    if shortest < model.config.segment_length:
+        raise SystemExit(
+            f"a context has {shortest} tokens and a segment {model.config.segment_length}: nothing would be compressed "
+            "of it. Give longer contexts, or fill them up with the end-of-text token"
+        )
 
     # The LoRA is on in both passes: it changes how the context is compressed and how the memory is read.
     settings = LoraConfig(

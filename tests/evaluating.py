@@ -117,7 +117,7 @@ def build(task, letters, tmp_path, **settings):
     examples = build_examples(task, letters, made, segment_length=64, prompt=RECONSTRUCTION_PROMPT)
     if task == "reconstruction":
         prompt_ids = letters(RECONSTRUCTION_PROMPT)["input_ids"]
-        return examples, ReconstructionEncoder(letters, prompt_ids, letters.eos_token_id)
+        return examples, ReconstructionEncoder(letters, prompt_ids)
     return examples, TextEncoder(letters)
 
 

@@ -2,7 +2,6 @@
 """benchmarks/baselines.py: the commands that it runs, and on which GPU."""
 
 import importlib.util
-import json
 import threading
 from collections import Counter
 from pathlib import Path
@@ -69,8 +68,19 @@ def test_numbers_of_examples_are_scaled_or_given(baselines):
 
 
 def test_a_run_that_is_done_is_left_alone_and_another_one_is_not_taken_for_it(baselines, monkeypatch, tmp_path):
+    command = ["smollm2", "--num_examples", "4"]
+    monkeypatch.setattr(baselines.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
+    (tmp_path / "metrics.json").write_text("{}")  # of a run that was killed behind it, perhaps: it is run again
+    assert baselines.run(tmp_path, command) == f"{tmp_path}: 2 bytes"
     monkeypatch.setattr(baselines.subprocess, "run", lambda *_, **__: pytest.fail("run again"))
-    (tmp_path / "metrics.json").write_text("{}")
-    (tmp_path / "config.json").write_text(json.dumps({"num_examples": 4}))
-    assert baselines.run(tmp_path, ["--num_examples", "4"]) == f"{tmp_path}: 2 bytes"
-    assert "num_examples=4, and 8 are asked for" in baselines.run(tmp_path, ["--num_examples", "8"])
+    assert baselines.run(tmp_path, command) == f"{tmp_path}: 2 bytes"
+    for other in (["smollm2", "--num_examples", "8"], ["other", "--num_examples", "4"]):
+        assert "it is done with other settings" in baselines.run(tmp_path, other)
+        assert not baselines.run_all([(tmp_path, other)], 1, 0)
+
+
+def test_gpus_are_those_that_the_caller_may_use(baselines, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert [baselines.visible(i) for i in (0, 1)] == ["4", "6"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert baselines.visible(1) == "1"

@@ -111,6 +111,12 @@ def test_short_contexts_are_compressed_whole_if_segments_are_filled(folder, tmp_
     assert (metrics["entries_per_example"], metrics["context_tokens_per_example"]) == (segments * 4, len(TEXT))
     status, other = run(folder, tmp_path / "tail", *arguments, "--method", "truncate-tail")
     assert (status, other["nbytes_per_example"]) == (0, metrics["nbytes_per_example"])
+    texts = ("reconstruction", "--data", folder / "texts.jsonl", "--tail", "pad")
+    for method in ("rcc", "truncate-head"):
+        status, padded = run(folder, tmp_path / method, *texts, "--method", method)
+        sizes = [len(TEXT) - start for start in (0, 1, 40)]
+        assert (status, padded["scored_tokens"]) == (0, sum(sizes))
+        assert padded["entries_per_example"] == sum(-(-size // 16) * 4 for size in sizes) / 3
     assert run(folder, tmp_path / "no", "reconstruction", "--fill_segments")[0] == 2
     assert "texts to reconstruct have --tail pad" in capsys.readouterr().err
 

@@ -228,6 +228,11 @@ def test_ratio_1_is_full(rcc, name):
     assert_close(method.nll(reading, TARGETS), full.nll(expected, TARGETS))
 
 
+def test_no_context_stays_none():
+    empty, text = torch.zeros(0, dtype=torch.long), torch.arange(3)
+    assert [len(found) for found in choose_others([empty, text, text + 1])] == [0, 3, 3]
+
+
 def test_wrong_reads_another_row(rcc):
     for name, right in (("wrong", "full"), ("wrong-rcc", "rcc")):
         method, expected = method_of(name, rcc), method_of(right, rcc)
@@ -362,7 +367,7 @@ def test_bounded_methods_keep_what_rcc_keeps(ratio, head_length):
 def test_filled_segments_are_compressed_whole(head_length):
     """As if the text had been filled up by hand; baselines read the text alone, at the same budget."""
     model = rcc_model(head_length=head_length)
-    contexts = rows((1, 15, 16, 17, 39, 0))
+    contexts = rows((1, 3, 15, 16, 17, 39, 0))
     method = make_method("rcc", model, RATIO, fill_id=5)
     reading = method.read(contexts)
     assert reading.num_entries == tuple(budget(len(c), RATIO, SEGMENT, head_length, filled=True) for c in contexts)

@@ -67,8 +67,8 @@ def test_a_padded_segment_is_that_of_evaluation():
         written = letters.decode(target[:-1])
         assert len(written) in (9, 10, 11)
         made = evaluated(written, letters, 4, "Repeat:", tail="pad")
-        context, _ = ReconstructionEncoder(letters, [3], EOS)(made)
-        assert torch.equal(example["context_ids"], context)
+        read, _ = ReconstructionEncoder(letters, [3])(made)  # which the method fills up
+        assert torch.equal(example["context_ids"], torch.cat([read, read.new_full((12 - len(read),), EOS)]))
         assert made.answer == written
         seen.add(len(written))
     assert seen == {9, 10, 11}

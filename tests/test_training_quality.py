@@ -85,7 +85,7 @@ def test_it_is_what_evaluating_the_checkpoint_gives(trained, tmp_path, step, rat
     model = RCCForCausalLM.from_pretrained(folder / "out" / f"checkpoint-{step}").eval()
     logs = dict(lines)[step]
     for probe in probes(folder, model):
-        method = make_method("rcc", model, ratio)
+        method = make_method("rcc", model, ratio, fill_id=tokenizer().eos_token_id)
         with RunFolder(tmp_path / probe.name, {}) as run:
             found = evaluate(model, tokenizer(), probe.examples, method, run, encode=probe.encode, progress=False)
         for name, shown in probe.metrics.items():

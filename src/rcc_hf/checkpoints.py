@@ -55,9 +55,9 @@ def load_model(name: str, base: str | None = None, dtype: str = "auto", **fresh:
     return RCCForCausalLM.from_pretrained(path, base_model=base_model, dtype=parse_dtype(dtype))
 
 
-def load_tokenizer(model: RCCForCausalLM, name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of checkpoint `name`, or that of its base if it has none."""
-    return find_tokenizer(name, model.config.base_model_name_or_path)
+def load_tokenizer(model: RCCForCausalLM, name: str, base: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of checkpoint `name`, or that of its base (`base` if that has moved) if it has none."""
+    return find_tokenizer(name, model.config.base_model_name_or_path if base is None else base)
 
 
 def find_tokenizer(name: str, base: str | None = None) -> PreTrainedTokenizerBase:

@@ -138,8 +138,9 @@ def _run(settings: EvaluateSettings, task: TaskSettings, how: ModelSettings, nam
         "method": settings.method,
         "chat": settings.chat,
         "max_context_length": settings.max_context_length,
-        "fill_segments": settings.fill_segments,
         "segment_length": _segment_length(model, settings),
+        # a folder that was written before there was the setting can be gone on with
+        **({"fill_segments": True} if settings.fill_segments else {}),
         **asdict(task),
     }
     ratios = _ratios(model, settings)
@@ -200,7 +201,7 @@ def _evaluate(shared: _Run, ratio: int, path: Path) -> dict[str, Any]:
     options = _others(settings.method, work) | {"prefix_length": len(prefix_ids(shared.tokenizer))}
     if settings.segment_length is not None and not _is_rcc(model):
         options["segment_length"] = settings.segment_length
-    if settings.fill_segments:
+    if _is_filled(settings, task):
         options["fill_id"] = _fill_id(shared.tokenizer)
     method = make_method(settings.method, model, ratio, **options)
     common: dict[str, Any] = {"about": _about(shared, ratio), "progress": settings.progress}
@@ -222,9 +223,17 @@ def _evaluate(shared: _Run, ratio: int, path: Path) -> dict[str, Any]:
         return evaluate(model, shared.tokenizer, work.examples, method, folder, **common)
 
 
+def _is_filled(settings: EvaluateSettings, task: TaskSettings) -> bool:
+    """Whether the last segment of each context is filled up."""
+    return settings.fill_segments or (settings.task == "reconstruction" and task.tail == "pad")
+
+
 def _fill_id(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no end-of-text token to fill segments up with; leave out fill_segments")
+        raise ValueError(
+            "the tokenizer has no end-of-text token to fill segments up with; leave out fill_segments, and use another "
+            "tail than pad"
+        )
     return int(tokenizer.eos_token_id)
 
 
@@ -250,7 +259,8 @@ def _about(shared: _Run, ratio: int) -> dict[str, Any]:
     data = "/".join(filter(None, [task.benchmark, source, "+".join(task.subsets or [])]))
     if task.context_tokens is not None:
         data += f", {task.context_tokens} tokens"
-    return about | ({"data": data} if data else {})
+    segments = {"segment_length": shared.config["segment_length"], "filled": _is_filled(shared.settings, task)}
+    return about | ({"data": data} if data else {}) | {"segments": segments, "chat": shared.settings.chat}
 
 
 def _names_of_kvpress(shared: _Run, ratio: int) -> dict[str, Any]:
@@ -277,7 +287,7 @@ def _make_work(
     segment_length, prompt = _segment_length(model, settings), str(tokenizer.decode(prompt_ids))
     examples = build_examples(settings.task, tokenizer, task, segment_length=segment_length, prompt=prompt)
     if settings.task == "reconstruction":
-        return _Work(examples, ReconstructionEncoder(tokenizer, prompt_ids, tokenizer.eos_token_id))
+        return _Work(examples, ReconstructionEncoder(tokenizer, prompt_ids))
     encode = TextEncoder(tokenizer, chat=settings.chat, max_context_length=settings.max_context_length)
     return _Work(examples, encode)
 

@@ -25,7 +25,7 @@ def load(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.nn.Module.to(model, device)
-    return model, load_tokenizer(model, name)
+    return model, load_tokenizer(model, name, settings.base)
 
 
 def read_text(source: str) -> str:

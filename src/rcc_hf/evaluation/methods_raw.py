@@ -29,7 +29,8 @@ class _Kept(EntriesMethod):
 
 
 def _ends(context: Tensor, num_first: int, size: int) -> Tensor:
-    """The first tokens, and as many of the last ones as make it `size`."""
+    """The first tokens, and as many of the last ones as make it `size`; all of a context that is no longer."""
+    size = min(size, len(context))
     num_first = min(num_first, size)
     return torch.cat([context[:num_first], context[len(context) - (size - num_first) :]])
 

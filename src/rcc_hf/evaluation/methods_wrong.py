@@ -19,6 +19,8 @@ __all__ = ["Wrong", "WrongCompressed", "choose_others"]
 def choose_others(contexts: Sequence[Tensor], others: Sequence[Tensor] = ()) -> list[Tensor]:
     """For each context another one: the next of the batch, around its end, or else of `others`, that differs from it.
 
+    No context stays none: there is nothing that could be wrong.
+
     Raises:
         ValueError: if there is none.
     """
@@ -31,7 +33,7 @@ def choose_others(contexts: Sequence[Tensor], others: Sequence[Tensor] = ()) -> 
                 f"context {index} of {len(contexts)} has no other beside it to be read in its place; read at least two "
                 "different contexts at a time, or give some as others="
             )
-        chosen.append(found)
+        chosen.append(found if len(context) else context)
     return chosen
 
 

@@ -38,25 +38,14 @@ class ReconstructionEncoder:
     Attributes:
         tokenizer: Of the model.
         prompt_ids: Behind the context.
-        fill_id: Fills up the last segment where the text is padded.
     """
 
     tokenizer: PreTrainedTokenizerBase
     prompt_ids: Sequence[int]
-    fill_id: int | None = None
 
     def __call__(self, example: Example) -> tuple[Tensor, Tensor]:
-        """Ids of context and prompt.
-
-        Raises:
-            ValueError: there is nothing to fill a segment up with.
-        """
-        length = example.metadata["length"]
-        ids = encode_context(self.tokenizer, example.context)[:length]
-        if len(ids) < length:
-            if self.fill_id is None:
-                raise ValueError("the tokenizer has no end-of-text token to fill a segment up with; use another tail")
-            ids = torch.cat([ids, ids.new_full((length - len(ids),), self.fill_id)])
+        """Ids of context and prompt; with the tail `pad` it is the method that fills the last segment up."""
+        ids = encode_context(self.tokenizer, example.context)[: example.metadata["length"]]
         return ids, torch.tensor(list(self.prompt_ids), dtype=torch.long)
 
 
@@ -96,8 +85,7 @@ def reconstruction_example(
             f"{place}{place and ': '}the text has {len(ids)} tokens, less than a segment of {segment_length}; leave it "
             "out, give a longer one, or have the segment filled up (tail: pad)"
         )
-    padded = -(-len(ids) // segment_length) * segment_length
-    read = {"cut": whole, "raw": len(ids), "pad": padded}[tail]
+    read = whole if tail == "cut" else len(ids)
     scored = ids[begin : min(read, begin + (max_new_tokens or read))]
     return Example(
         context=text,

@@ -27,7 +27,7 @@ def plot_ratio(panel: Panel, metric: str, styles: Mapping[str, Style], title: st
     figure, axes = _figure(panel, metric, title or f"{_begin(panel, metric)} against the ratio")
     handles = [_draw(axes, line, metric, _ratio, styles[line.method]) for line in lines]
     values_axis(axes, found, ratio_text)
-    axes.set_xlabel("ratio (tokens of the context per entry kept)")
+    axes.set_xlabel("ratio (source tokens per slot)")
     return _finish(figure, axes, panel, metric, handles)
 
 

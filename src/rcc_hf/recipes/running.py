@@ -47,7 +47,7 @@ def run_recipe(
     """
     set_seed(settings.seed)
     model = load_model(recipe.model, base=base, dtype=dtype, **recipe.compressor)
-    tokenizer = load_tokenizer(model, recipe.model)
+    tokenizer = load_tokenizer(model, recipe.model, base)
     mixture = _mixture(recipe, settings, model, tokenizer)
     held_out = _held_out(recipe, settings, model, tokenizer, held_out_examples) if recipe.held_out else None
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

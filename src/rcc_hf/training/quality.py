@@ -167,7 +167,8 @@ class Quality(TrainerCallback):
                 model,
                 self.tokenizer,
                 probe.examples,
-                make_method("rcc", model, ratio),
+                # questions may have contexts shorter than a segment, of which nothing would be compressed
+                make_method("rcc", model, ratio, fill_id=self.tokenizer.eos_token_id),
                 folder,
                 batch_size=self.batch_size,
                 encode=probe.encode,
