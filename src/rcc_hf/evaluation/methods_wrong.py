@@ -27,13 +27,14 @@ def choose_others(contexts: Sequence[Tensor], others: Sequence[Tensor] = ()) -> 
     chosen = []
     for index, context in enumerate(contexts):
         candidates = (*contexts[index + 1 :], *contexts[:index], *others)
-        found = next((other for other in candidates if not torch.equal(other.cpu(), context.cpu())), None)
+        differing = (other for other in candidates if len(other) and not torch.equal(other.cpu(), context.cpu()))
+        found = next(differing, None) if len(context) else context
         if found is None:
             raise ValueError(
                 f"context {index} of {len(contexts)} has no other beside it to be read in its place; read at least two "
                 "different contexts at a time, or give some as others="
             )
-        chosen.append(found if len(context) else context)
+        chosen.append(found)
     return chosen
 
 
