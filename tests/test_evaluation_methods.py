@@ -155,8 +155,7 @@ def test_empty_contexts_hold_nothing(rcc, name):
     nothing = method_of("none", rcc)
     if name.startswith("wrong"):
         with pytest.raises(ValueError, match="no other beside it"):
-            method.read([empty, empty])
-        return
+            method.read([empty, CONTEXTS[0]])
     reading, expected = method.read([empty, empty]), nothing.read([empty, empty])
     assert reading.num_entries == reading.nbytes == (0, 0)
     assert answers(method, reading, PROMPTS[:2]) == answers(nothing, expected, PROMPTS[:2])
