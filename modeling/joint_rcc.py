@@ -52,8 +52,10 @@ def decode_behind_context(
 def write_segments(model, inputs: Tensor, grid: Grid, ratio: int) -> tuple[Tensor, ...]:
     """States `[B, M, D]` of every layer for the segments of packed inputs; where rows have none, zeros."""
     scheme, decoder, slots = model.scheme, model.language_model, grid.segment_length // ratio
+    # with a graph, activations of all segments are kept however many are written at a time: all at once is fastest then
+    limit = grid.num_segments * grid.segment_length if _keeps_graph(decoder) else model.config.encode_batch_tokens
     parts = []
-    for _, segments in grid.segment_batches(inputs, model.config.encode_batch_tokens):
+    for _, segments in grid.segment_batches(inputs, limit):
         parts.append(scheme.write(decoder, scheme.empty(decoder, len(segments)), segments, ratio))
     layers = [torch.cat(layer) for layer in zip(*parts, strict=True)]
     if not grid.is_ragged:
@@ -62,6 +64,12 @@ def write_segments(model, inputs: Tensor, grid: Grid, ratio: int) -> tuple[Tenso
     cells = [grid.cells(layer.device) for layer in layers]
     states = [layer.new_zeros(*shape, layer.shape[-1]) for layer in layers]
     return tuple(s.index_put(c, x).flatten(1, 2) for s, c, x in zip(states, cells, layers, strict=True))
+
+
+def _keeps_graph(decoder) -> bool:
+    """Whether gradients go through what is written; not if only the read side is trained."""
+    written = (p for name, p in decoder.named_parameters() if ".rcc." not in name or ".rcc.write." in name)
+    return torch.is_grad_enabled() and any(p.requires_grad for p in written)
 
 
 def decode_jointly(
@@ -91,7 +99,7 @@ def decode_jointly(
         mask = torch.ones(batch_size, num_head + num_slots + local.shape[1], dtype=torch.long, device=device)
     behind = local_positions(mask, num_head + num_slots, local.shape[1], shift, device)
     check_positions(model.config, num_head + num_slots + local.shape[1], behind)
-    # without a mask they count up by one from 0, which the base supposes by itself and then need not look for packing
+    # without a mask they count up by one from 0, which the base supposes by itself
     position_ids = None
     if mask is not None:
         before = local_positions(None if head_mask is None else head_mask, 0, num_head, 0, device)

@@ -85,3 +85,19 @@ def test_a_mask_of_nothing_is_refused(model):
         model(tokens(1, 5), context_mask=torch.ones(1, 54))
     with pytest.raises(ValueError, match=r"attention_mask has shape \(1, 53\); the inputs need \(1, 54\)"):
         model(tokens(1, 5), context_ids=tokens(1, 54), context_mask=torch.ones(1, 53))
+
+
+@pytest.mark.parametrize(("trained", "passes"), [("write", 1), ("read", 3), (None, 3)])
+def test_segments_are_written_together_where_a_graph_is_kept(monkeypatch, trained, passes):
+    """Their activations are kept anyway; without a graph, memory is bounded by `encode_batch_tokens`."""
+    model = rcc_model(encode_batch_tokens=2 * SEGMENT)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained is not None and f".rcc.{trained}." in name)
+    written, write = [], model.model.scheme.write
+    monkeypatch.setattr(model.model.scheme, "write", lambda *args: written.append(len(args[2])) or write(*args))
+    context = tokens(3, 2 * SEGMENT)
+    with torch.set_grad_enabled(trained is not None):
+        loss = model(tokens(3, 5), context_ids=context, labels=tokens(3, 5)).loss
+    assert (len(written), sum(written)) == (passes, 6)
+    model.config.encode_batch_tokens = 100 * SEGMENT
+    assert loss.item() == pytest.approx(model(tokens(3, 5), context_ids=context, labels=tokens(3, 5)).loss.item())

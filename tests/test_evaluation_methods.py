@@ -160,8 +160,8 @@ def test_empty_contexts_hold_nothing(rcc, name):
     assert reading.num_entries == reading.nbytes == (0, 0)
     assert answers(method, reading, PROMPTS[:2]) == answers(nothing, expected, PROMPTS[:2])
     assert_close(method.nll(reading, TARGETS[:2]), nothing.nll(expected, TARGETS[:2]))
-    mixed = method.read([empty, CONTEXTS[0]])
-    assert answers(method, mixed, PROMPTS[:2])[0] == answers(method, reading, PROMPTS[:2])[0]
+    mixed = method.read([empty, *CONTEXTS[:2]])
+    assert answers(method, mixed, PROMPTS[:3])[0] == answers(method, reading, PROMPTS[:2])[0]
 
 
 # what each method keeps

@@ -163,8 +163,33 @@ def test_a_recipe_trains_what_it_says_and_again(folder, capsys):
     (folder / "again" / "checkpoint-4").rename(folder / "gone")
     assert main(["train", recipe, "--output", "again", "--resume"]) == 0
     assert equal(weights(folder / "whole"), weights(folder / "again"))
+    assert main(["train", recipe, "--output", "again", "--resume", "--batch_size", "4"]) == 2
+    assert "examples_per_step=2 there, 4 here" in capsys.readouterr().err
     config = json.loads((folder / "whole" / "config.json").read_text())
     assert (config["segment_length"], config["ratio"], config["adapter_only"]) == (32, 8, True)
+
+
+def test_held_out_texts_are_measured_at_every_ratio_and_length(folder):
+    phases = {"ratios": [4, 8], "segments": [1, 2], "objectives": "near"}
+    recipe = write(folder, phases=phases, training={**SMALL["training"], "max_steps": 1})
+    assert main(["train", recipe, "--output", "out", "--held_out", "texts.jsonl", "--held_out_examples", "8"]) == 0
+    found = json.loads((folder / "out" / "all_results.json").read_text())
+    for shape in ("r4_s1", "r4_s2", "r8_s1", "r8_s2"):
+        assert 0 <= found[f"eval_token_accuracy_reconstruction_{shape}"] <= 1
+
+
+def test_what_would_fail_hours_later_is_refused_at_once(folder, capsys):
+    phases = [
+        {"until": 0.9, "ratios": 8, "segments": 1, "objectives": "near"},
+        {"ratios": 8, "segments": 64, "objectives": "near"},
+    ]
+    assert main(["train", write(folder, phases=phases), "--output", "o"]) == 2
+    assert "phase 2, objective near, 64 segments: no document has 2056 tokens" in capsys.readouterr().err
+    compressor = {**SMALL["compressor"], "head_length": 4}
+    assert main(["train", write(folder, compressor=compressor), "--output", "o"]) == 2
+    assert "head_length=4 would leave the end of training contexts raw" in capsys.readouterr().err
+    assert main(["train", write(folder), "--output", "o", "--device", "cpu"]) == 2
+    assert "device=cpu has no effect on a recipe" in capsys.readouterr().err
 
 
 def test_flags_take_the_place_of_its_values(folder):

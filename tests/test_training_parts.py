@@ -125,7 +125,8 @@ def test_impossible_choices_are_errors():
         ({"read_learning_rate": -1.0}, "negative"),
         ({"schedule": "steps"}, "linear"),
         ({"distillation_temperature": 0.0}, "above 0"),
-        ({"compile_dynamic": True}, "no effect"),
+        ({"compile_static": True}, "no effect"),
+        ({"train_parts": ["base"], "distillation_weight": 1.0}, "takes the frozen base for a teacher"),
     ):
         with pytest.raises(ValueError, match=message):
             settings("out", **changes)

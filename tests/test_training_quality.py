@@ -110,6 +110,18 @@ def test_it_does_not_disturb_training(tmp_path, changes):
         assert torch.equal(parameter, found[1][name]), name
 
 
+def test_questions_are_asked_as_in_training(tmp_path):
+    rows = [{"context": "w5 w6", "question": "w7", "answer": "w8"}, {"context": "w5", "question": "w7", "answer": "no"}]
+    file = tmp_path / "questions.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (probe,) = make_probes(rcc_model(), tokenizer(), QualitySettings(quality_questions=str(file)), PROMPT)
+    assert [(example.answer_prefix, example.max_new_tokens) for example in probe.examples] == [
+        ("Answer:", 32),
+        ("Answer:", 8),
+    ]
+    assert "Question: w7" in probe.examples[0].question
+
+
 def test_what_cannot_be_measured_is_refused_before_training(tmp_path):
     model = rcc_model()
     short = tmp_path / "short.jsonl"

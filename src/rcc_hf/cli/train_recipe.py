@@ -59,6 +59,11 @@ def run(argv: list[str]) -> dict[str, float]:
         raise ValueError(f"{file}: training has no setting {', '.join(unknown)}; rcc train --help shows them")
     parser.set_defaults(**recipe.training)
     changes, settings, quality, how = parser.parse_args_into_dataclasses(args=flags)
+    if how.device != "auto":
+        raise ValueError(
+            f"device={how.device} has no effect on a recipe, which trains on all devices that it sees; choose with "
+            "CUDA_VISIBLE_DEVICES"
+        )
     from rcc_hf.recipes.running import run_recipe  # what trains is slow to import, and --help does not need it
 
     return run_recipe(

@@ -1,21 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a recipe: model, examples and settings go to `train`."""
 
+import json
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
+import numpy as np
+import torch
 from accelerate import PartialState  # type: ignore[import-untyped]
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from rcc_hf.checkpoints import ensure_reconstruction_prompt, load_model, load_tokenizer
 from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
-from rcc_hf.objectives import Mixture, Objective, Phase, Phases, collate
+from rcc_hf.objectives import Mixture, Objective, Phase, Phases, Shape, collate
 from rcc_hf.recipes.building import build_objectives
 from rcc_hf.recipes.recipe import Recipe
 from rcc_hf.recipes.sources import read_sources
 from rcc_hf.training import QualitySettings, TrainSettings, quality_callbacks, train
 
 __all__ = ["run_recipe"]
+
+MIXTURE = "mixture.json"
+"""File in the output folder that says by what examples and steps belong together."""
 
 
 def run_recipe(
@@ -36,7 +44,8 @@ def run_recipe(
         settings: How.
         base: Where an adapter-only checkpoint finds its base, if that has moved.
         dtype: Of the base: auto, float32, bfloat16 or float16.
-        held_out_examples: How many of the held-out texts, if there are any; those of the last phase.
+        held_out_examples: About how many of the held-out texts, if there are any, over all ratios and lengths of the
+            last phase.
         quality: What is measured on the way by generating freely.
 
     Returns:
@@ -49,6 +58,7 @@ def run_recipe(
     model = load_model(recipe.model, base=base, dtype=dtype, **recipe.compressor)
     tokenizer = load_tokenizer(model, recipe.model, base)
     mixture = _mixture(recipe, settings, model, tokenizer)
+    _record(Path(settings.output), settings)
     held_out = _held_out(recipe, settings, model, tokenizer, held_out_examples) if recipe.held_out else None
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     prompt_ids = ensure_reconstruction_prompt(model, tokenizer)
@@ -61,7 +71,9 @@ def _mixture(
 ) -> Dataset:
     sources = read_sources(tokenizer, texts=recipe.texts, questions=recipe.questions, chats=recipe.chats)
     objectives = build_objectives(recipe.drawn(), sources, tokenizer, ensure_reconstruction_prompt(model, tokenizer))
-    group = settings.batch_size * PartialState().num_processes
+    recipe.phases.check(model.config.segment_length, list(objectives))
+    _check_shapes(objectives, recipe.phases, model.config.segment_length)
+    group = settings.batch_size * _num_processes()
     return Mixture(
         objectives,
         recipe.phases,
@@ -76,19 +88,75 @@ def _mixture(
 def _held_out(
     recipe: Recipe, settings: TrainSettings, model: RCCForCausalLM, tokenizer: PreTrainedTokenizerBase, count: int
 ) -> Dataset:
-    """Reconstruction of held-out texts at the ratios and lengths of the last phase."""
+    """Reconstruction of held-out texts at every ratio and length of the last phase, about as many of each."""
     sources = read_sources(tokenizer, texts=recipe.held_out)
     prompt_ids = ensure_reconstruction_prompt(model, tokenizer)
-    objectives: dict[str, Objective] = build_objectives({"reconstruction": {}}, sources, tokenizer, prompt_ids)
+    (objective,) = build_objectives({"reconstruction": {}}, sources, tokenizer, prompt_ids).values()
     last = recipe.phases[-1]
-    phase = Phase(ratios=last.ratios, segments=last.segments, objectives={"reconstruction": 1.0})
-    group = settings.batch_size * PartialState().num_processes
-    return Mixture(
-        objectives,
-        Phases([phase]),
-        seed=settings.seed + 1,
-        num_steps=max(1, count // group),
-        examples_per_step=group,
-        group_size=group,
-        segment_length=model.config.segment_length,
-    )
+    shapes = [(ratio, number) for ratio in sorted(last.ratios) for number in sorted(last.segments)]
+    group = settings.batch_size * _num_processes()
+    steps = max(1, round(count / len(shapes) / group))
+    parts = []
+    for ratio, number in shapes:
+        name = f"reconstruction_r{ratio}_s{number}"
+        phases = Phases([Phase(ratios={ratio: 1.0}, segments={number: 1.0}, objectives={name: 1.0})])
+        parts.append(
+            Mixture(
+                {name: objective},
+                phases,
+                seed=settings.seed + 1,
+                num_steps=steps,
+                examples_per_step=group,
+                group_size=group,
+                segment_length=model.config.segment_length,
+            )
+        )
+    return ConcatDataset(parts)
+
+
+def _check_shapes(objectives: Mapping[str, Objective], phases: Phases, segment_length: int) -> None:
+    """Make one example of every objective at every length that a phase draws: hours later would be late to refuse it.
+
+    Raises:
+        ValueError: there is none of that length.
+    """
+    for number, phase in enumerate(phases, 1):
+        for name in phase.objectives:
+            for segments in phase.segments:
+                shape = Shape(num_segments=segments, segment_length=segment_length, ratio=min(phase.ratios))
+                try:
+                    objectives[name].example(np.random.default_rng([0, segments]), shape)
+                except ValueError as error:
+                    raise ValueError(f"phase {number}, objective {name}, {segments} segments: {error}") from error
+
+
+def _record(folder: Path, settings: TrainSettings) -> None:
+    """Write down by what step and example belong together; a run that goes on must have the same.
+
+    Raises:
+        ValueError: it has not.
+    """
+    here = {
+        "seed": settings.seed,
+        "max_steps": settings.max_steps,
+        "examples_per_step": settings.batch_size * settings.accumulation_steps * _num_processes(),
+    }
+    file = folder / MIXTURE
+    if settings.resume and file.exists():
+        there = json.loads(file.read_text(encoding="utf-8"))
+        differing = [
+            f"{name}={there.get(name)} there, {value} here" for name, value in here.items() if there.get(name) != value
+        ]
+        if differing:
+            raise ValueError(
+                f"the run in {folder} would go on with other examples: {'; '.join(differing)}. Give the same "
+                "(batch_size x accumulation_steps x processes makes the examples), or start anew in another folder"
+            )
+    if PartialState().is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(here) + "\n", encoding="utf-8")
+
+
+def _num_processes() -> int:
+    # as the Trainer counts them: left to itself, accelerate takes several processes without a GPU for single ones
+    return int(PartialState(cpu=not torch.accelerator.is_available()).num_processes)

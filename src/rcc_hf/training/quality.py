@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from rcc_hf.evaluation.benchmark_qa import template_of
 from rcc_hf.evaluation.encoding import Encoder, TextEncoder
 from rcc_hf.evaluation.examples import Example
 from rcc_hf.evaluation.methods import make_method
@@ -24,6 +25,8 @@ from rcc_hf.evaluation.reports import check_metrics
 from rcc_hf.evaluation.runner import evaluate
 from rcc_hf.evaluation.tasks import TaskSettings, build_examples
 from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
+from rcc_hf.objectives.prompting import phrase
+from rcc_hf.texts import QARow, read_qa_rows
 
 __all__ = ["Probe", "Quality", "QualitySettings", "make_probes", "quality_callbacks"]
 
@@ -91,14 +94,26 @@ def make_probes(
         encode: Encoder = ReconstructionEncoder(tokenizer, prompt_ids)
         probes.append(Probe(name="reconstruction", examples=examples, encode=encode, metrics=RECONSTRUCTION_METRICS))
     if settings.quality_questions is not None:
-        task = TaskSettings(data=settings.quality_questions, num_examples=count, metric="squad")
-        examples = build_examples("qa", tokenizer, task)
-        probes.append(
-            Probe(name="questions", examples=examples, encode=TextEncoder(tokenizer), metrics=QUESTION_METRICS)
-        )
+        asked = [_question(row) for row in read_qa_rows(settings.quality_questions)[:count]]
+        probes.append(Probe(name="questions", examples=asked, encode=TextEncoder(tokenizer), metrics=QUESTION_METRICS))
     for probe in probes:
         check_metrics(probe.examples)
     return probes
+
+
+def _question(row: QARow) -> Example:
+    """A row as it is asked in training."""
+    template = template_of(row.answers)
+    question, prefix = phrase(row, template_of)
+    return Example(
+        context=row.context,
+        question=question,
+        answer_prefix=prefix,
+        answer=list(row.answers),
+        max_new_tokens=template.max_new_tokens if row.max_new_tokens is None else row.max_new_tokens,
+        task="questions",
+        metric="squad",
+    )
 
 
 class Quality(TrainerCallback):

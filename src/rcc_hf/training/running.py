@@ -52,8 +52,13 @@ def train(
         `eval_token_accuracy` and more (see `rcc_hf.training.METRICS`).
 
     Raises:
-        ValueError: if `settings.resume` finds no checkpoint, or there is nothing to train.
+        ValueError: if `settings.resume` finds no checkpoint, there is nothing to train, or the model has a head.
     """
+    if model.config.head_length:
+        raise ValueError(
+            f"head_length={model.config.head_length} would leave the end of training contexts raw, which are whole "
+            "segments; train with head_length 0, and set it afterwards"
+        )
     checkpoint = _last_checkpoint(settings) if settings.resume else None
     choose_parts(model, settings.train_parts)
     dtype = slot_dtype(model)
@@ -87,7 +92,7 @@ def train(
 def _compiled(model: RCCForCausalLM, settings: TrainSettings) -> AbstractContextManager[None]:
     if not settings.compile_blocks:
         return nullcontext()
-    return compiled_blocks(model, dynamic=None if settings.compile_dynamic else False)
+    return compiled_blocks(model, dynamic=False if settings.compile_static else None)
 
 
 def _last_checkpoint(settings: TrainSettings) -> str:

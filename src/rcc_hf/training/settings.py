@@ -58,9 +58,11 @@ class TrainSettings:
     compile_blocks: bool = field(
         default=False, metadata={"help": "Compile every decoder layer with torch.compile while training."}
     )
-    compile_dynamic: bool = field(
+    compile_static: bool = field(
         default=False,
-        metadata={"help": "Compile once for all lengths, instead of once for each; for many ratios and lengths."},
+        metadata={
+            "help": "Compile for every length anew, in kernels that are a little faster; for few ratios and lengths."
+        },
     )
     ceiling_tflops: float | None = field(
         default=None,
@@ -90,8 +92,13 @@ class TrainSettings:
         if unknown or not self.train_parts:
             raise ValueError(f"train_parts={self.train_parts} must name one or more of {', '.join(PARTS)}")
         self._check_rates()
-        if self.compile_dynamic and not self.compile_blocks:
-            raise ValueError("compile_dynamic has no effect without compile_blocks; give both, or neither")
+        if "base" in self.train_parts and self.distillation_weight:
+            raise ValueError(
+                f"distillation_weight={self.distillation_weight} takes the frozen base for a teacher, and "
+                f"train_parts={self.train_parts} trains it; leave one of them out"
+            )
+        if self.compile_static and not self.compile_blocks:
+            raise ValueError("compile_static has no effect without compile_blocks; give both, or neither")
 
     def _check_rates(self) -> None:
         for part in PARTS:
@@ -142,6 +149,8 @@ def training_arguments(settings: TrainSettings, *, has_eval: bool) -> TrainingAr
         disable_tqdm=False,
         dataloader_num_workers=settings.num_workers,
         dataloader_pin_memory=on_cuda,
+        # batches are copied while the device still computes the step before
+        accelerator_config={"non_blocking": on_cuda},
         remove_unused_columns=False,
         # left to itself, accelerate takes several processes without a GPU for single ones
         use_cpu=not torch.accelerator.is_available(),
