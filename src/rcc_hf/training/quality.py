@@ -109,7 +109,7 @@ def _question(row: QARow) -> Example:
         context=row.context,
         question=question,
         answer_prefix=prefix,
-        answer=list(row.answers),
+        answer=row.answers,
         max_new_tokens=template.max_new_tokens if row.max_new_tokens is None else row.max_new_tokens,
         task="questions",
         metric="squad",
