@@ -8,10 +8,11 @@ import shutil
 import pytest
 import torch
 from checkpoints import FAMILIES, Bases, answers, stored
-from tiny import base_model, tokens
+from tiny import base_model, base_with_weights_of, rcc_model, tokens
 from transformers import AutoModel, AutoModelForCausalLM
 
 from rcc_hf import RCCForCausalLM
+from rcc_hf import checkpoints as rcc_checkpoints
 from rcc_hf.modeling.fingerprint_rcc import fingerprint_base, is_trained_part
 
 
@@ -150,3 +151,18 @@ def test_another_compressor_in_the_folder_is_refused(bases, tmp_path):
     shutil.copy(tmp_path / "b" / "model.safetensors", tmp_path / "a")
     with pytest.raises(ValueError, match=r"does not fit its configuration; it differs in .*write"):
         RCCForCausalLM.from_pretrained(tmp_path / "a")
+
+
+def test_a_checkpoint_may_name_the_bundled_base(tmp_path, monkeypatch):
+    """As a shipped one does: its configuration has no path of the machine that it was trained on."""
+    model = rcc_model(dtype=torch.float32)
+    base_with_weights_of(model).save_pretrained(tmp_path / "base")
+    model.config.base_model_name_or_path = "smollm2"
+    model.save_pretrained(tmp_path / "shipped", adapter_only=True)
+    monkeypatch.setattr(
+        rcc_checkpoints, "resolve_base", lambda name: str(tmp_path / "base") if name == "smollm2" else name
+    )
+    loaded = rcc_checkpoints.load_model(str(tmp_path / "shipped"), dtype="float32").eval()
+    assert torch.equal(loaded(tokens(1, 9)).logits, model(tokens(1, 9)).logits)
+    model.save_pretrained(tmp_path / "full")  # which has no use for a base
+    assert rcc_checkpoints.load_model(str(tmp_path / "full"), dtype="float32").config.adapter_only is False

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 
 from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
 from rcc_hf.objectives import RECONSTRUCTION_PROMPT
-from rcc_hf.smollm import resolve_base
+from rcc_hf.smollm import SMOLLM2_NAMES, resolve_base
 
 DTYPES: dict[str, torch.dtype | str] = {
     "auto": "auto",
@@ -51,7 +51,10 @@ def load_model(name: str, base: str | None = None, dtype: str = "auto", **fresh:
     changed = {key: value for key, value in options.items() if {**found, **found["scheme_options"]}.get(key) != value}
     if changed:
         raise ValueError(f"{name} is an RCC checkpoint with values of its own; {changed} can be set for a base only")
-    base_model = None if base is None else resolve_base(base)
+    named = found.get("base_model_name_or_path") if base is None else base
+    # a checkpoint may name the bundled base, which only this package finds
+    is_bundled = named in SMOLLM2_NAMES and found.get("adapter_only")
+    base_model = resolve_base(named) if base is not None or is_bundled else None
     return RCCForCausalLM.from_pretrained(path, base_model=base_model, dtype=parse_dtype(dtype))
 
 
