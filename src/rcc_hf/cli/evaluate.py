@@ -3,14 +3,15 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rcc_hf.checkpoints import parse_dtype
+from rcc_hf.cli.evaluate_settings import ASKING, EvaluateSettings
 from rcc_hf.cli.loading import load
 from rcc_hf.cli.settings import ModelSettings, parse
 from rcc_hf.evaluation.cost import cost_examples, evaluate_cost
@@ -30,43 +31,6 @@ from rcc_hf.surroundings import surroundings
 
 # What kvpress calls compression ratio is the share that is left out.
 _WITHOUT_RATIO = {"full": 0.0, "wrong": 0.0, "none": 1.0}
-
-_ASKING = ("passkey", "needles", "ruler", "qa", "benchmark")
-
-Task = Literal["reconstruction", "passkey", "needles", "ruler", "qa", "benchmark", "perplexity", "cost"]
-
-
-@dataclass(kw_only=True)
-class EvaluateSettings:
-    """What is measured of which method, and where it is written."""
-
-    task: Task = field(metadata={"help": "What is measured."})
-    output: str = field(
-        metadata={"help": "Folder to write; a run that was killed goes on there. Of several ratios each has its own "
-                  "inside, ratio-<r>."},
-    )  # fmt: skip
-    method: str = field(default="rcc", metadata={"help": f"What is kept of a context: {', '.join(METHODS)}."})
-    ratio: list[int] | None = field(
-        default=None, metadata={"help": "Source tokens per slot, one or several. Default: the checkpoint's, or 32."}
-    )
-    chat: bool = field(default=False, metadata={"help": "Put the question into the tokenizer's chat template."})
-    max_context_length: int | None = field(
-        default=None, metadata={"help": "Tokens of a context; a longer one loses its end."}
-    )
-    segment_length: int | None = field(
-        default=None,
-        metadata={"help": "Tokens of the segments to which texts to reconstruct are cut, for a plain base (1024)."},
-    )
-    fill_segments: bool = field(
-        default=False,
-        metadata={"help": "Fill the last segment of each context up with end-of-text tokens and compress it too, where "
-                  "questions are asked; without, it stays raw."},
-    )  # fmt: skip
-    batch_size: int | None = field(
-        default=None, metadata={"help": "Contexts, and questions, that go together. Default: 8, for cost 1."}
-    )
-    batch_tokens: int = field(default=1 << 18, metadata={"help": "Tokens of contexts that go together, about."})
-    progress: bool = field(default=True, metadata={"help": "Show a progress bar."})
 
 
 @dataclass(frozen=True)
@@ -110,9 +74,9 @@ def run(argv: list[str]) -> int:
         raise ValueError(f"there is no method {settings.method!r}; choose one of {', '.join(METHODS)}")
     if settings.task == "cost" and _is_control(settings.method):
         raise ValueError(f"{settings.method} costs what the method does whose reading it takes; measure that one")
-    if settings.fill_segments and settings.task not in _ASKING:
+    if settings.fill_segments and settings.task not in ASKING:
         raise ValueError(
-            f"fill_segments is for {', '.join(_ASKING)}, and the task is {settings.task}; texts to reconstruct have "
+            f"fill_segments is for {', '.join(ASKING)}, and the task is {settings.task}; texts to reconstruct have "
             "--tail pad"
         )
     check_data(settings.task, task)
