@@ -51,10 +51,9 @@ def load_model(name: str, base: str | None = None, dtype: str = "auto", **fresh:
     changed = {key: value for key, value in options.items() if {**found, **found["scheme_options"]}.get(key) != value}
     if changed:
         raise ValueError(f"{name} is an RCC checkpoint with values of its own; {changed} can be set for a base only")
-    named = found.get("base_model_name_or_path") if base is None else base
-    # a checkpoint may name the bundled base, which only this package finds
-    is_bundled = named in SMOLLM2_NAMES and found.get("adapter_only")
-    base_model = resolve_base(named) if base is not None or is_bundled else None
+    if base is None and found.get("adapter_only") and found.get("base_model_name_or_path") in SMOLLM2_NAMES:
+        base = found["base_model_name_or_path"]  # the bundled base, which only this package finds
+    base_model = None if base is None else resolve_base(base)
     return RCCForCausalLM.from_pretrained(path, base_model=base_model, dtype=parse_dtype(dtype))
 
 
