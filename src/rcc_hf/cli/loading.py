@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rcc_hf.checkpoints import load_model, load_tokenizer
 from rcc_hf.cli.settings import CompressorSettings, ModelSettings
+from rcc_hf.evaluation.methods_base import entry_nbytes
 from rcc_hf.modeling.compressed_rcc import RCCMemory
 from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
 
@@ -45,8 +46,5 @@ def compress_with_progress(model: RCCForCausalLM, input_ids: torch.Tensor, **opt
 
 
 def plain_kv_bytes(model: RCCForCausalLM, num_tokens: int) -> int:
-    """Bytes of an uncompressed KV cache: 2 x layers x key/value heads x head width x tokens x element size."""
-    text = model.config.text_config
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return 2 * text.num_hidden_layers * heads * width * num_tokens * model.dtype.itemsize
+    """Bytes of an uncompressed KV cache."""
+    return num_tokens * entry_nbytes(model)

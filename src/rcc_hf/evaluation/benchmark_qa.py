@@ -13,8 +13,8 @@ from rcc_hf.evaluation.examples import Example
 from rcc_hf.evaluation.prompts import Subset, fill
 
 __all__ = [
-    "CLOSED_ANSWER", "FORMATS", "SHORT_ANSWER", "SUMMARY", "flat", "qmsum", "questions", "squad", "squality",
-    "template_of",
+    "CLOSED_ANSWER", "CLOSED_ANSWERS", "FORMATS", "SHORT_ANSWER", "SUMMARY", "flat", "qmsum", "questions", "squad",
+    "squality", "template_of",
 ]  # fmt: skip
 
 SHORT_ANSWER = Subset(
@@ -26,7 +26,8 @@ SHORT_ANSWER = Subset(
     max_new_tokens=32,
     metric="squad",
 )
-_CLOSED_ANSWERS = {"yes", "no", "maybe"}
+CLOSED_ANSWERS = frozenset({"yes", "no", "maybe"})
+"""Of closed questions: words that any document may hold without answering anything."""
 CLOSED_ANSWER = Subset(
     template=(
         "{context}\n\nAnswer the question about the text above with yes, no or maybe, and nothing else."
@@ -66,7 +67,7 @@ def questions(row: Mapping[str, Any], subset: str) -> Iterator[Example]:
 
 def template_of(answers: Sequence[str], *, is_long: bool = False) -> Subset:
     """How a question with these answers is asked: for a summary, for yes, no or maybe, or for a few words."""
-    if all(text.strip().lower() in _CLOSED_ANSWERS for text in answers):
+    if all(text.strip().lower() in CLOSED_ANSWERS for text in answers):
         return CLOSED_ANSWER
     return SUMMARY if is_long else SHORT_ANSWER
 

@@ -8,14 +8,13 @@ from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
+from rcc_hf.evaluation.benchmark_qa import CLOSED_ANSWERS
 from rcc_hf.evaluation.examples import Example
 from rcc_hf.evaluation.lengths import TokenCounter
 
 __all__ = ["Distractors"]
 
 _SEPARATOR = "\n\n"
-# Of closed questions: words that any document may hold without answering anything.
-_CLOSED_ANSWERS = {"yes", "no", "maybe"}
 _NO_WORD = re.compile(r"[\W_]+")
 # Tokens change with the letters in front of a cut: the exact number may be reached some letters away from a near one.
 _REACH = 16
@@ -43,7 +42,7 @@ class Distractors:
             answers.setdefault(example.context, set()).update(example.answers)
         self._words = {context: _words(context) for context in answers}
         self._answers = {
-            context: sorted(answer for answer in found if _words(answer).strip() not in _CLOSED_ANSWERS)
+            context: sorted(answer for answer in found if _words(answer).strip() not in CLOSED_ANSWERS)
             for context, found in answers.items()
         }
 

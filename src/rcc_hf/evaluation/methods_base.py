@@ -204,7 +204,7 @@ def backbone(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def entry_nbytes(model: PreTrainedModel) -> int:
-    """Bytes of one entry: its keys and values in all layers, in the model's dtype."""
+    """Bytes of one entry: 2 x layers x key/value heads x head width x element size."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

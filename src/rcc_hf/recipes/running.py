@@ -71,18 +71,17 @@ def _mixture(
 ) -> Dataset:
     sources = read_sources(tokenizer, texts=recipe.texts, questions=recipe.questions, chats=recipe.chats)
     objectives = build_objectives(recipe.drawn(), sources, tokenizer, ensure_reconstruction_prompt(model, tokenizer))
-    recipe.phases.check(model.config.segment_length, list(objectives))
-    _check_shapes(objectives, recipe.phases, model.config.segment_length)
-    group = settings.batch_size * _num_processes()
-    return Mixture(
+    mixture = Mixture(
         objectives,
         recipe.phases,
         seed=settings.seed,
         num_steps=settings.max_steps,
-        examples_per_step=group * settings.accumulation_steps,
-        group_size=group,
+        examples_per_step=_group_size(settings) * settings.accumulation_steps,
+        group_size=_group_size(settings),
         segment_length=model.config.segment_length,
     )
+    _check_shapes(objectives, recipe.phases, model.config.segment_length)
+    return mixture
 
 
 def _held_out(
@@ -94,7 +93,7 @@ def _held_out(
     (objective,) = build_objectives({"reconstruction": {}}, sources, tokenizer, prompt_ids).values()
     last = recipe.phases[-1]
     shapes = [(ratio, number) for ratio in sorted(last.ratios) for number in sorted(last.segments)]
-    group = settings.batch_size * _num_processes()
+    group = _group_size(settings)
     steps = max(1, round(count / len(shapes) / group))
     parts = []
     for ratio, number in shapes:
@@ -139,7 +138,7 @@ def _record(folder: Path, settings: TrainSettings) -> None:
     here = {
         "seed": settings.seed,
         "max_steps": settings.max_steps,
-        "examples_per_step": settings.batch_size * settings.accumulation_steps * _num_processes(),
+        "examples_per_step": _group_size(settings) * settings.accumulation_steps,
     }
     file = folder / MIXTURE
     if settings.resume and file.exists():
@@ -157,6 +156,7 @@ def _record(folder: Path, settings: TrainSettings) -> None:
         file.write_text(json.dumps(here) + "\n", encoding="utf-8")
 
 
-def _num_processes() -> int:
+def _group_size(settings: TrainSettings) -> int:
+    """Examples of one micro-batch of all processes."""
     # as the Trainer counts them: left to itself, accelerate takes several processes without a GPU for single ones
-    return int(PartialState(cpu=not torch.accelerator.is_available()).num_processes)
+    return settings.batch_size * int(PartialState(cpu=not torch.accelerator.is_available()).num_processes)
