@@ -36,6 +36,11 @@ class LowRankAdapter(TrainedPart):
         """`[..., in_features]` to `[..., out_features]`, in the dtype of `x`."""
         return F.linear(F.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype)) * self.scale
 
+    def merged(self, linear: nn.Linear, x: Tensor) -> Tensor:
+        """What `linear(x) + self(x)` is, by one product with the sum of both weights."""
+        update = self.scale * (self.up @ self.down)
+        return F.linear(x, linear.weight + update.to(linear.weight.dtype), linear.bias)
+
 
 class SlotMap(TrainedPart):
     """The map from a compressor state to the decoder layer it enters, `[..., D]` to `[..., D]`.

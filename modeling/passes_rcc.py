@@ -88,8 +88,21 @@ class AdapterHook:
         adapters = getattr(self.layer.rcc, current.adapter)
         if self.key not in adapters:
             return None
+        if _merges(linear, current):
+            return adapters[self.key].merged(linear, args[0])
         update = adapters[self.key](args[0])
         return output + (update if current.rows is None else update * current.rows.to(update.dtype))
+
+
+def _merges(linear: nn.Module, current: Pass) -> bool:
+    """Whether to add the adapter to the map's weight: in compiled training; the compiler drops its own output.
+
+    A low rank makes products that wait for memory; the one with the sum takes less time, backward too, where tokens are
+    many more than the map's features.
+    """
+    if not (torch.compiler.is_compiling() and torch.is_grad_enabled()):
+        return False
+    return current.rows is None and type(linear) is nn.Linear
 
 
 def install_hooks(layers: nn.ModuleList) -> None:

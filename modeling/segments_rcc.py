@@ -160,6 +160,9 @@ class Grid:
 
     def take_segments(self, inputs: Tensor, first: int, last: int) -> Tensor:
         """Segments `first` to `last - 1` of the batch (row by row), `[n, W]` or `[n, W, D]`."""
+        if not self.is_ragged and set(self.lengths) == {self.width}:  # without indices, which would go to the device
+            whole = inputs[:, : self.counts[0] * self.segment_length]
+            return whole.unflatten(1, (self.counts[0], self.segment_length)).flatten(0, 1)[first:last]
         starts = [
             (row, self.width - length + i * self.segment_length)
             for row, (length, n) in enumerate(zip(self.lengths, self.counts, strict=True))

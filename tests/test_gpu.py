@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 from tiny import SEGMENT, pad, ratio_of_norms, rcc_model, tokens
+from training_runs import Mixed, fresh, parameters, settings
 
 from rcc_hf import RCCMemory
 from rcc_hf.objectives import reconstruction_example
@@ -73,7 +74,7 @@ def test_rolling_equals_the_cpu(wiring, settings):
 
 @WIRINGS
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 2}], ids=str)
-@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # the compiler's advice, which would be an error here
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the compiler's advice, which would be an error here
 def test_a_static_cache_is_compiled_and_equals_the_cpu(wiring, settings):
     """On CUDA, `generate` compiles decoding steps in a static cache by itself."""
     cpu, gpu = pair(wiring)
@@ -122,3 +123,17 @@ def test_training_learns(tmp_path, checkpointing):
     )
     metrics = train(model, settings, examples, examples[:2])
     assert metrics["eval_token_accuracy"] > 0.5
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_recorded_steps_train_as_others(tmp_path, compiled):
+    found = []
+    for recorded in (False, True):
+        model = fresh(tmp_path).cuda()
+        how = settings(tmp_path / str(recorded), max_steps=8, cuda_graphs=recorded, compile_blocks=compiled)
+        metrics = train(model, how, Mixed(size=8 * 4))
+        found.append((metrics["train_loss"], parameters(model)))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-4)
+    for name, parameter in found[0][1].items():
+        assert ratio_of_norms(found[1][1][name], parameter) <= 1e-3, name

@@ -209,9 +209,11 @@ def test_a_batch_trains_a_model():
     assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
 
 
-def test_lengths_are_rounded_up():
-    batch = collate(rows((4, 3), (4, 5)), pad_id=99, multiple=8)
-    assert batch["input_ids"].shape == batch["labels"].shape == (2, 8)
+@pytest.mark.parametrize(("length", "width"), [(5, 32), (33, 64), (128, 128), (129, 136)])
+def test_lengths_are_rounded_up(length, width):
+    """Short ones more coarsely, for few shapes."""
+    batch = collate(rows((4, 3), (4, length)), pad_id=99, multiple=8)
+    assert batch["input_ids"].shape == batch["labels"].shape == (2, width)
     assert batch["context_ids"].shape == (2, 4)
 
 

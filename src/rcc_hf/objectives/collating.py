@@ -27,7 +27,8 @@ def collate(
     Args:
         examples: As objectives or a mixture make them; all with the same keys, ratio and objective.
         pad_id: At padding.
-        multiple: Pad local tokens and teacher to a multiple of so many, for compiled models.
+        multiple: Pad local tokens and teacher to a multiple of so many, and up to 16 times of it to one of 4 times as
+            many, so that batches have few shapes.
 
     Returns:
         `input_ids`, `labels` `[B, T]`; `context_ids` `[B, N]`, with `context_mask` only if contexts differ in length or
@@ -75,6 +76,8 @@ def _check_alike(examples: Sequence[Mapping[str, Any]]) -> None:
 
 def _pad(rows: Sequence[Tensor], value: int, multiple: int) -> Tensor:
     longest = max(map(len, rows))
+    if multiple > 1 and longest <= 16 * multiple:
+        multiple *= 4
     width = -(-longest // multiple) * multiple
     padded = rows[0].new_full((len(rows), width), value)
     for target, row in zip(padded, rows, strict=True):

@@ -22,6 +22,9 @@ from rcc_hf.training import QualitySettings, TrainSettings, quality_callbacks, t
 
 __all__ = ["run_recipe"]
 
+LENGTHS = 32
+"""With CUDA graphs, lengths are multiples of it (four times of it up to sixteen): each is a graph of its own."""
+
 MIXTURE = "mixture.json"
 """File in the output folder that says by what examples and steps belong together."""
 
@@ -63,7 +66,8 @@ def run_recipe(
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     prompt_ids = ensure_reconstruction_prompt(model, tokenizer)
     callbacks = quality_callbacks(model, tokenizer, quality or QualitySettings(), prompt_ids)
-    return train(model, settings, mixture, held_out, tokenizer, callbacks, collate=partial(collate, pad_id=pad_id))
+    pad = partial(collate, pad_id=pad_id, multiple=LENGTHS if settings.cuda_graphs else 1)
+    return train(model, settings, mixture, held_out, tokenizer, callbacks, collate=pad)
 
 
 def _mixture(

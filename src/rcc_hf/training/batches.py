@@ -36,16 +36,25 @@ class Batches:
 
     Masks of padding behind the last token are left out: attention is causal, so no token sees that padding, and without
     a mask there are faster kernels and nothing to wait for.
+
+    Args:
+        collate: Makes a batch of examples.
+        multiple: `label_places` are a multiple of so many, so that batches have fewer shapes; not where there is a
+            teacher, whose places go in pairs with them.
+        teacher: Whether to keep what is for a teacher.
     """
 
-    def __init__(self, collate: Collator = collate_equal):
-        self.collate = collate
+    def __init__(self, collate: Collator = collate_equal, *, multiple: int = 1, teacher: bool = True):
+        self.collate, self.multiple, self.teacher = collate, multiple, teacher
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         batch = self.collate(examples)
+        if not self.teacher:
+            batch = {name: value for name, value in batch.items() if not name.startswith("teacher_")}
+        multiple = 1 if "teacher_labels" in batch else self.multiple
         for labels, places in (("labels", "label_places"), ("teacher_labels", "teacher_places")):
             if labels in batch:
-                batch[places] = predicting_places(batch[labels])
+                batch[places] = predicting_places(batch[labels], multiple)
         for name in ("attention_mask", "teacher_mask"):
             if name in batch and bool((batch[name][:, :-1] >= batch[name][:, 1:]).all()):
                 del batch[name]

@@ -23,13 +23,17 @@ Head = Callable[[Tensor], Tensor]
 """From hidden states `[n, D]` to logits `[n, V]`, scaled as the base does."""
 
 
-def predicting_places(labels: Tensor) -> Tensor:
+def predicting_places(labels: Tensor, multiple: int = 1) -> Tensor:
     """The positions whose next token is labelled, `[n]`, as indices into `labels` `[B, T]` laid out flat.
 
     The first token of a row has nothing before it that could predict it, and does not count.
+
+    Args:
+        multiple: n is one of it: places are added at the end of the first row, where nothing is predicted.
     """
     expected = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-    return (expected != IGNORED).flatten().nonzero().squeeze(1)
+    places = (expected != IGNORED).flatten().nonzero().squeeze(1)
+    return F.pad(places, (0, -len(places) % multiple), value=labels.shape[1] - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,17 @@ class Teacher:
     hidden: Tensor
     weight: float
     temperature: float = 1.0
+
+
+Entropy = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+def entropy_of(raw: Tensor, expected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over rows of logits `[n, V]`: cross-entropy, correct tokens, and labelled tokens, of labels `[n]`."""
+    logits = raw if raw.dtype == torch.float64 else raw.float()
+    entropy = F.cross_entropy(logits, expected, reduction="sum", ignore_index=IGNORED)
+    correct = (logits.detach().argmax(-1) == expected).sum()
+    return entropy, correct, (expected != IGNORED).sum()
 
 
 class HeadLoss:
@@ -67,6 +82,7 @@ class HeadLoss:
         places: Tensor | None = None,
         teacher: Teacher | None = None,
         chunk: int = 2048,
+        entropy: Entropy = entropy_of,
     ):
         """Args:
             head: Gives the logits.
@@ -76,6 +92,7 @@ class HeadLoss:
             places: `predicting_places(labels)`, if known: to find them waits for the device.
             teacher: What is imitated beside, if anything.
             chunk: Tokens whose logits exist at a time.
+            entropy: `entropy_of`, which may be compiled.
 
         Raises:
             ValueError: the teacher has not as many places as the student.
@@ -83,7 +100,7 @@ class HeadLoss:
         self._head, self._weights = head, [weight for weight in weights if weight.requires_grad]
         self._places = predicting_places(labels) if places is None else places
         self._expected = F.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()[self._places]
-        self._num_items, self._teacher, self._chunk = num_items, teacher, chunk
+        self._num_items, self._teacher, self._chunk, self._entropy = num_items, teacher, chunk, entropy
         if teacher is not None and len(teacher.hidden) != len(self._places):
             raise ValueError(
                 f"{len(self._places)} tokens of labels are predicted and {len(teacher.hidden)} of teacher_labels; the "
@@ -96,22 +113,20 @@ class HeadLoss:
         rows = hidden.flatten(0, 1)[self._places]
         weights = self._weights if torch.is_grad_enabled() else []
         loss, self.sums = _Chunked.apply(self._piece, self._chunk, rows, *weights)
-        num_items = len(self._places) if self._num_items is None else self._num_items
+        num_items = (self._expected != IGNORED).sum() if self._num_items is None else self._num_items
         return loss / (num_items.to(loss.device).clamp(min=1) if isinstance(num_items, Tensor) else max(1, num_items))
 
     def _piece(self, hidden: Tensor, where: slice) -> tuple[Tensor, Tensor]:
         """Loss and sums of some rows `[m, D]`."""
-        raw, expected = self._head(hidden), self._expected[where]
-        logits = raw if raw.dtype == torch.float64 else raw.float()
-        entropy = F.cross_entropy(logits, expected, reduction="sum")
-        correct = (logits.detach().argmax(-1) == expected).sum()
+        raw = self._head(hidden)
+        entropy, correct, count = self._entropy(raw, self._expected[where])
         if self._teacher is None:
             divergence, loss = torch.zeros_like(entropy), entropy
         else:
+            logits = raw if raw.dtype == torch.float64 else raw.float()
             divergence = self._divergence(logits, self._teacher.hidden[where])
             loss = entropy + self._teacher.weight * divergence
-        count = torch.full_like(entropy.detach(), len(hidden))
-        return loss, torch.stack([entropy.detach(), correct.to(entropy), divergence.detach(), count])
+        return loss, torch.stack([entropy.detach(), correct.to(entropy), divergence.detach(), count.to(entropy)])
 
     def _divergence(self, logits: Tensor, teacher_hidden: Tensor) -> Tensor:
         assert self._teacher is not None

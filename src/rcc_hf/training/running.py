@@ -13,12 +13,16 @@ from rcc_hf.modeling.checking_rcc import slot_dtype
 from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
 from rcc_hf.training.batches import Batches, Collator, collate_equal
 from rcc_hf.training.compiling import compiled_blocks
+from rcc_hf.training.graphs import check_recordable
 from rcc_hf.training.parts import choose_parts, set_dtype
 from rcc_hf.training.quality import Quality
 from rcc_hf.training.settings import TrainSettings, training_arguments
 from rcc_hf.training.trainer import RCCTrainer
 
 __all__ = ["train"]
+
+PLACES = 4096
+"""With CUDA graphs, logits are computed for a multiple of so many tokens: every number is a graph of its own."""
 
 
 def train(
@@ -52,13 +56,16 @@ def train(
         `eval_token_accuracy` and more (see `rcc_hf.training.METRICS`).
 
     Raises:
-        ValueError: if `settings.resume` finds no checkpoint, there is nothing to train, or the model has a head.
+        ValueError: if `settings.resume` finds no checkpoint, there is nothing to train, the model has a head, or
+            `cuda_graphs` is impossible here.
     """
     if model.config.head_length:
         raise ValueError(
             f"head_length={model.config.head_length} would leave the end of training contexts raw, which are whole "
             "segments; train with head_length 0, and set it afterwards"
         )
+    if settings.cuda_graphs:
+        check_recordable(model)
     checkpoint = _last_checkpoint(settings) if settings.resume else None
     choose_parts(model, settings.train_parts)
     dtype = slot_dtype(model)
@@ -69,7 +76,11 @@ def train(
         settings=settings,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        data_collator=Batches(collate),
+        data_collator=Batches(
+            collate,
+            multiple=PLACES if settings.cuda_graphs else 1,
+            teacher=bool(settings.distillation_weight),
+        ),
         processing_class=tokenizer,
         callbacks=callbacks,
     )

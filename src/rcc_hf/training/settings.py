@@ -49,7 +49,7 @@ class TrainSettings:
     )  # fmt: skip
     distillation_temperature: float = field(default=1.0, metadata={"help": "Temperature of both in that."})
     loss_chunk: int = field(
-        default=2048, metadata={"help": "Predicted tokens whose logits exist at a time; less needs less memory."}
+        default=8192, metadata={"help": "Predicted tokens whose logits exist at a time; less needs less memory."}
     )
     bf16: bool = field(
         default=False, metadata={"help": "Autocast to bfloat16; for a base in float32 (one in bfloat16 needs none)."}
@@ -62,6 +62,13 @@ class TrainSettings:
         default=False,
         metadata={
             "help": "Compile for every length anew, in kernels that are a little faster; for few ratios and lengths."
+        },
+    )
+    cuda_graphs: bool = field(
+        default=False,
+        metadata={
+            "help": "Record forward and backward for every shape of batch and replay them at once: for a GPU that "
+            "waits for Python, as with small models."
         },
     )
     ceiling_tflops: float | None = field(
@@ -99,6 +106,12 @@ class TrainSettings:
             )
         if self.compile_static and not self.compile_blocks:
             raise ValueError("compile_static has no effect without compile_blocks; give both, or neither")
+
+        if self.cuda_graphs and self.gradient_checkpointing:
+            raise ValueError(
+                "cuda_graphs and gradient_checkpointing exclude each other: replaying layers saves random states, "
+                "which waits for the device; leave one of them out"
+            )
 
     def _check_rates(self) -> None:
         for part in PARTS:

@@ -50,7 +50,11 @@ class Throughput:
             return
         self._source += batch["context_ids"].numel() if "context_ids" in batch else 0
         self._tokens += batch["input_ids"].numel()
-        self._operations += self._flops.count(self._flops.work(batch))
+        self._operations += self.operations(batch)
+
+    def operations(self, batch: dict[str, Any]) -> float:
+        """Floating-point operations that a batch asks for (see `FlopsCounter`)."""
+        return self._flops.count(self._flops.work(batch))
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Trainer of transformers for a compressor: its loss, its optimizer, and checkpoints without the frozen base."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,15 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from rcc_hf.modeling.families_rcc import scale_logits
 from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
-from rcc_hf.training.losses import HeadLoss, Teacher, predicting_places
+from rcc_hf.training.graphs import (
+    CudaRecorder,
+    FlatGradients,
+    Recorder,
+    StepGraphs,
+    can_record,
+    causal_attention,
+)
+from rcc_hf.training.losses import HeadLoss, Teacher, entropy_of, predicting_places
 from rcc_hf.training.meters import Meter
 from rcc_hf.training.parts import parameter_groups, part_of
 from rcc_hf.training.settings import TrainSettings
@@ -37,8 +45,13 @@ class RCCTrainer(Trainer):
     def __init__(self, model: RCCForCausalLM, *args: Any, settings: TrainSettings, **kwargs: Any):
         self.settings = settings
         self._meters = {True: Meter(), False: Meter()}  # of training and of evaluation
+        self._entropy = torch.compile(entropy_of, dynamic=True) if settings.compile_blocks else entropy_of
+        self.recorder: Recorder | None = None
+        self._graphs: StepGraphs | None = None
         with _compressor_counts_as_adapters(model):
             super().__init__(model, *args, **kwargs)
+        if settings.cuda_graphs:
+            self.recorder = CudaRecorder([p for p in model.parameters() if p.requires_grad])
         self.throughput = Throughput(self.core(), ceiling=settings.ceiling_tflops and settings.ceiling_tflops * 1e12)
 
     def core(self) -> RCCForCausalLM:
@@ -57,10 +70,24 @@ class RCCTrainer(Trainer):
         `num_items_in_batch` are the labelled tokens of all batches and processes of the optimizer step. The gradients
         of processes are averaged, so the loss, a share of the sum over all of them, is multiplied by their number.
         """
-        inputs, core = dict(inputs), self.core()
-        if core.training:
+        inputs, objective = self._count(inputs)
+        loss, sums, outputs = self._loss(model, inputs, num_items_in_batch)
+        self._meters[self.core().training].add(objective, sums)
+        return (loss, outputs) if return_outputs else loss
+
+    def _count(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], str]:
+        """Count a batch of training; returns what the loss needs of it, and its objective."""
+        if not self.settings.distillation_weight:
+            inputs = {name: value for name, value in inputs.items() if not name.startswith("teacher_")}
+        if self.core().training:
             self.throughput.count(inputs)
-        objective = inputs.pop("objective", "")
+        return {name: value for name, value in inputs.items() if name != "objective"}, inputs.get("objective", "")
+
+    def _loss(
+        self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None
+    ) -> tuple[Tensor, Tensor, Any]:
+        """The loss of a batch, the sums of `HeadLoss`, and the model's outputs."""
+        inputs, core = dict(inputs), self.core()
         teacher = self._teacher({name: inputs.pop(name) for name in list(inputs) if name.startswith("teacher_")})
         loss_of = HeadLoss(
             partial(_logits, core),
@@ -70,18 +97,18 @@ class RCCTrainer(Trainer):
             places=inputs.pop("label_places", None),
             teacher=teacher,
             chunk=self.settings.loss_chunk,
+            entropy=self._entropy if core.training else entropy_of,
         )
         outputs = model(**inputs, hidden_loss=loss_of)
         loss = outputs["loss"]
         assert loss_of.sums is not None
-        self._meters[core.training].add(objective, loss_of.sums)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
-        return (loss, outputs) if return_outputs else loss
+        return loss, loss_of.sums, outputs
 
     def _teacher(self, batch: dict[str, Tensor]) -> Teacher | None:
         """The plain base's hidden states behind the text itself: no pass, no memory, no gradient."""
-        if not self.settings.distillation_weight or "teacher_ids" not in batch:
+        if "teacher_ids" not in batch:
             return None
         places = batch["teacher_places"] if "teacher_places" in batch else predicting_places(batch["teacher_labels"])
         with torch.no_grad(), self.accelerator.autocast():
@@ -97,10 +124,41 @@ class RCCTrainer(Trainer):
             temperature=self.settings.distillation_temperature,
         )
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As the Trainer; the first one starts the clock."""
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """As the Trainer, or with CUDA graphs; the first one starts the clock."""
         self.throughput.begin()
-        return super().training_step(*args, **kwargs)
+        if self.recorder is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        return self._graphed_step(inputs, num_items_in_batch)
+
+    def _graphed_step(self, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor:
+        """A step around what distributed training puts around the model, whose gradients are averaged here."""
+        core = self.core()
+        core.train()
+        batch, objective = self._count(self._prepare_inputs(inputs))
+        if self._graphs is None:
+            assert self.recorder is not None
+            self._gradients = FlatGradients([p for p in core.parameters() if p.requires_grad])
+            self._graphs = StepGraphs(self._graphed_loss, self._gradients, self.recorder)
+        self._gradients.attach()
+        num_items = torch.as_tensor(num_items_in_batch, device=core.device)
+        loss, sums = self._graphs.run(batch, num_items, record=can_record(core, batch))
+        self._meters[True].add(objective, sums)
+        if self.accelerator.sync_gradients:
+            self._gradients.average(self.accelerator.num_processes)
+        return loss
+
+    def _graphed_loss(self, batch: Mapping[str, Any], num_items: Tensor) -> tuple[Tensor, Tensor]:
+        core = self.core()
+        with causal_attention(core) if can_record(core, batch) else nullcontext():
+            loss, sums, _ = self._loss(core, batch, num_items)
+        return loss, sums
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Of a batch, for `total_flos`; the library's own estimate knows of no compressor, and takes its time."""
+        return int(self.throughput.operations(inputs))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with a learning rate for each part."""
