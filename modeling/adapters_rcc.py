@@ -75,6 +75,26 @@ class SlotMap(TrainedPart):
         return states + update if self.residual else update
 
 
+class SlotMark(TrainedPart):
+    """A vector that is added to the tokens whose states become slots, so that the compressor knows them; zero at start.
+
+    Without it nothing tells the compressor the ratio, and every token has to be ready to be a slot.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.vector = nn.Parameter(torch.empty(width))
+
+    def initialize(self) -> None:
+        init.zeros_(self.vector)
+
+    def forward(self, hidden: Tensor, ratio: int) -> Tensor:
+        """`[N, W, D]` to `[N, W, D]`."""
+        tokens = torch.arange(1, hidden.shape[1] + 1, device=hidden.device)
+        is_slot = (tokens % ratio == 0)[:, None].to(hidden.dtype)
+        return hidden + is_slot * self.vector.to(hidden.device, hidden.dtype)
+
+
 class LayerAdapters(nn.Module):
     """All that is trained inside one decoder layer, held as `layer.rcc`.
 
@@ -82,10 +102,18 @@ class LayerAdapters(nn.Module):
         write: adapters that are on while the layer serves the compressor, by name of the linear map.
         read: adapters that are on while it decodes with memory.
         slot_map: the map of the states that enter this layer.
+        mark: what marks slots in the compressor's input; in the first layer, if at all.
     """
 
-    def __init__(self, write: dict[str, LowRankAdapter], read: dict[str, LowRankAdapter], slot_map: SlotMap | None):
+    def __init__(
+        self,
+        write: dict[str, LowRankAdapter],
+        read: dict[str, LowRankAdapter],
+        slot_map: SlotMap | None,
+        mark: SlotMark | None = None,
+    ):
         super().__init__()
         self.write = nn.ModuleDict(write)
         self.read = nn.ModuleDict(read)
         self.slot_map = slot_map
+        self.mark = mark

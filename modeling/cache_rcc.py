@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from .compressed_ops_rcc import without_raw
 from .compressed_rcc import RCCMemory
-from .positions_rcc import check_positions, local_positions
+from .positions_rcc import check_positions, local_positions, moved_up
 from .rolling_rcc import Rolling
 from .segments_rcc import HeadLength, join_masks
 
@@ -97,6 +97,7 @@ class RCCCache(Cache):
         self.num_head = self.num_slots = 0
         self.has_slots = False
         self.position_shift: Tensor | int = 0
+        self._moved_up = 0  # how far local positions are above the number of entries, at most
         self._offset = 0  # logical minus physical length
         self._protected = 0  # entries that belong to the memory
 
@@ -132,6 +133,7 @@ class RCCCache(Cache):
         for layer, (keys, values) in zip(self.layers, entries, strict=bool(entries)):
             self._put_entries(layer, keys, values)
         self.mask, self.position_shift, self.started = mask, shift, True
+        self._moved_up = moved_up(shift)
         self.local = self.local_mask = None
         if self.rolling is None:
             self.memory = self.head = self.head_mask = None
@@ -170,7 +172,7 @@ class RCCCache(Cache):
     def check_room(self, config, position_ids: Tensor) -> None:
         """Refuse next tokens at `position_ids` `[B, query_length]` that the base has no positions for."""
         if self.has_slots:
-            check_positions(config, self.physical_length + position_ids.shape[1], position_ids)
+            check_positions(config, self.physical_length + position_ids.shape[1] + self._moved_up, position_ids)
 
     def rows_with_slots(self) -> Tensor | None:
         """Which rows have slots, `[B, 1, 1]`; None if all have."""

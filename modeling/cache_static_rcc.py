@@ -120,7 +120,7 @@ class RCCStaticCache(RCCCache):
         self._check_length(self.physical_length + new_entries)
         if self.has_slots:
             last = self.mask.sum(1, keepdim=True) - self.position_shift + new_entries - 1
-            check_positions(config, self.physical_length + new_entries, last)
+            check_positions(config, self.physical_length + new_entries + self._moved_up, last)
 
     def rows_with_slots(self) -> Tensor | None:
         return self._rows

@@ -44,10 +44,13 @@ class RCCConfig(PreTrainedConfig):
             whole window is cheapest.
         head_length: how many tokens at the start of a context stay raw in front of the slots (a system prompt, an
             attention sink) unless a call says otherwise.
+        spread_slots: whether slots stand where their text stood, and what follows where it would stand behind that
+            text, as far as `slot_positions` reach (longer texts shrink evenly into them); otherwise slots stand at 0,
+            1, 2, ... A model is trained for one of both.
         fit_positions: when slots and text need more positions than the base was trained for: whether to spread slots
             evenly over `slot_positions` positions (at fractions) instead of refusing.
-        slot_positions: positions that fitted slots have; the rest of the base's range is for local and new tokens.
-            Default: half of the range.
+        slot_positions: positions that fitted or spread slots have; the rest of the base's range is for local and new
+            tokens. Default: half of the range.
         encode_batch_tokens: how many tokens the compressor sees in one forward call.
         base_model_name_or_path: where the base's weights came from.
         adapter_only: whether the checkpoint holds the compressor alone, and the base is loaded from elsewhere.
@@ -74,6 +77,7 @@ class RCCConfig(PreTrainedConfig):
         window: int | None = None,
         stride: int | None = None,
         head_length: int = 0,
+        spread_slots: bool = False,
         fit_positions: bool = False,
         slot_positions: int | None = None,
         encode_batch_tokens: int = 16384,
@@ -97,6 +101,7 @@ class RCCConfig(PreTrainedConfig):
         self.window = self._default_window() if window is None else window
         self.stride = stride
         self.head_length = head_length
+        self.spread_slots = spread_slots
         self.fit_positions = fit_positions
         if slot_positions is None and self.max_positions is not None:
             slot_positions = max(1, self.max_positions // 2)

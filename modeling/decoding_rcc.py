@@ -12,7 +12,7 @@ from .compressed_ops_rcc import compact
 from .compressed_rcc import RCCMemory
 from .compressing_rcc import append_segments
 from .passes_rcc import Pass, enter_pass, install_hooks
-from .positions_rcc import local_positions, slot_positions
+from .positions_rcc import local_positions, slot_positions, slot_tokens
 from .segments_rcc import Grid, fill_head, join, join_masks, pack_left, split_head
 
 
@@ -114,7 +114,8 @@ def _front(model, memory: RCCMemory, head: Tensor | None, head_mask: Tensor | No
     batch_size, width = memory.batch_size, sum(memory.slot_counts)
     device = memory.local_ids.device
     mask = memory.mask
-    slots, shift = slot_positions(model.config, mask, (batch_size, width), device)
+    tokens = slot_tokens(memory.segment_length, memory.slot_counts)
+    slots, shift = slot_positions(model.config, mask, (batch_size, width), device, tokens)
     layers = memory.float_layers(slot_dtype(model))
     if head is None or head.shape[1] == 0:
         return model.scheme.read(model.language_model, layers, slots, mask), mask, shift

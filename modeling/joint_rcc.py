@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from .decoding_rcc import last_columns, trim
-from .positions_rcc import check_positions, local_positions, slot_positions
+from .positions_rcc import check_positions, local_positions, moved_up, slot_positions
 from .segments_rcc import Grid, join, join_masks, split_head
 
 logger = logging.get_logger(__name__)
@@ -46,7 +46,8 @@ def decode_behind_context(
         return trim(_decode_plain(model, local, local_mask, **kwargs), length, None)
     state = write_segments(model, rest, grid, ratio)
     slot_mask = grid.block_mask(grid.segment_length // ratio, local.device)
-    return trim(decode_jointly(model, state, slot_mask, head, head_mask, local, local_mask, **kwargs), length, None)
+    outputs = decode_jointly(model, state, slot_mask, ratio, head, head_mask, local, local_mask, **kwargs)
+    return trim(outputs, length, None)
 
 
 def write_segments(model, inputs: Tensor, grid: Grid, ratio: int) -> tuple[Tensor, ...]:
@@ -68,7 +69,8 @@ def write_segments(model, inputs: Tensor, grid: Grid, ratio: int) -> tuple[Tenso
 
 def _keeps_graph(decoder) -> bool:
     """Whether gradients go through what is written; not if only the read side is trained."""
-    written = (p for name, p in decoder.named_parameters() if ".rcc." not in name or ".rcc.write." in name)
+    read = (".rcc.read.", ".rcc.slot_map.")
+    written = (p for name, p in decoder.named_parameters() if not any(part in name for part in read))
     return torch.is_grad_enabled() and any(p.requires_grad for p in written)
 
 
@@ -76,6 +78,7 @@ def decode_jointly(
     model,
     state: tuple[Tensor, ...],
     slot_mask: Tensor | None,
+    ratio: int,
     head: Tensor,
     head_mask: Tensor | None,
     local: Tensor,
@@ -84,6 +87,9 @@ def decode_jointly(
 ):
     """Decode embeddings `[B, T, D]` behind a head `[B, H, D]` and the slots of a state `[B, M, D]`.
 
+    Args:
+        ratio: source tokens of each slot.
+
     Returns:
         The base's output for head, slots and local tokens.
 
@@ -91,14 +97,14 @@ def decode_jointly(
         ValueError: if the base has too few positions.
     """
     batch_size, num_head, num_slots, device = len(local), head.shape[1], state[0].shape[1], local.device
-    slots, shift = slot_positions(model.config, slot_mask, (batch_size, num_slots), device)
+    slots, shift = slot_positions(model.config, slot_mask, (batch_size, num_slots), device, [ratio] * num_slots)
     in_front = join_masks(head_mask, num_head, slot_mask, num_slots, batch_size, device)
     mask = join_masks(in_front, num_head + num_slots, local_mask, local.shape[1], batch_size, device)
-    if mask is None and slots.is_floating_point():
+    if mask is None and (slots.is_floating_point() or shift != 0):
         # without a mask, the library takes positions that do not count up by one for packed sequences
         mask = torch.ones(batch_size, num_head + num_slots + local.shape[1], dtype=torch.long, device=device)
     behind = local_positions(mask, num_head + num_slots, local.shape[1], shift, device)
-    check_positions(model.config, num_head + num_slots + local.shape[1], behind)
+    check_positions(model.config, num_head + num_slots + local.shape[1] + moved_up(shift), behind)
     # without a mask they count up by one from 0, which the base supposes by itself
     position_ids = None
     if mask is not None:

@@ -23,7 +23,7 @@ class MemoryScheme(ABC):
     name: ClassVar[str]
     independent_writes: ClassVar[bool] = True
     """Whether a segment is written without looking at earlier ones; then many are written as rows of one batch."""
-    nested_ratios: ClassVar[bool] = False
+    nested_ratios: bool = False
     """Whether every second kept slot of a segment is what `write` gives at twice the ratio."""
     query_dependent: ClassVar[bool] = False
     """Whether what `read` shows changes with the tokens that follow; then `refresh` does something."""

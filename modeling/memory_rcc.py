@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from .adapters_rcc import LayerAdapters, LowRankAdapter, SlotMap
+from .adapters_rcc import LayerAdapters, LowRankAdapter, SlotMap, SlotMark
 from .cache_rcc import RecordingLayer
 from .families_rcc import adaptable_linears, rotate_keys
 from .memory import MemoryScheme
@@ -25,6 +25,8 @@ class RCCOptions:
         write_rank: rank of the compressor's adapters; 0 for none.
         read_rank: rank of the adapters that are on while decoding with memory; 0 for none.
         map_rank: rank of each P_i; None for a full matrix.
+        mark_slots: whether the compressor is told which tokens become slots, by a vector that is added to them. It then
+            knows the ratio; but slots of a memory cannot be thinned out to a higher one.
         adapter_scale: factor on the adapters' update (LoRA's alpha over rank).
         targets: last names of the linear maps that get adapters (such as "q_proj"); None for all.
     """
@@ -33,6 +35,7 @@ class RCCOptions:
     write_rank: int = 32
     read_rank: int = 16
     map_rank: int | None = 32
+    mark_slots: bool = False
     adapter_scale: float = 2.0
     targets: tuple[str, ...] | None = None
 
@@ -65,9 +68,12 @@ class RCCScheme(MemoryScheme):
 
     name = "rcc"
     independent_writes = True
-    nested_ratios = True
     Options = RCCOptions
     options: RCCOptions
+
+    @property
+    def nested_ratios(self) -> bool:
+        return not self.options.mark_slots
 
     def build(self, decoder):
         last = len(decoder.layers) - 1
@@ -78,7 +84,8 @@ class RCCScheme(MemoryScheme):
             read = self._adapters(linears, self.options.read_rank)
             width = decoder.config.hidden_size
             slot_map = SlotMap(width, self.options.map_rank, residual=self.options.wiring == "replace")
-            layer.rcc = LayerAdapters(write, read, slot_map)
+            mark = SlotMark(width) if self.options.mark_slots and index == 0 else None
+            layer.rcc = LayerAdapters(write, read, slot_map, mark)
 
     def _targets(self, linears: dict[str, nn.Linear]) -> dict[str, nn.Linear]:
         if self.options.targets is None:
@@ -104,8 +111,11 @@ class RCCScheme(MemoryScheme):
     def write(self, decoder, state, segment, ratio):
         taken: dict[int, Tensor] = {}
 
-        def take(index: int, layer: nn.Module, hidden: Tensor) -> None:
-            taken[index] = hidden[:, ratio - 1 :: ratio].contiguous()  # a view would keep the inputs of all layers
+        def take(index: int, layer: nn.Module, hidden: Tensor) -> Tensor | None:
+            marked = None if layer.rcc.mark is None else layer.rcc.mark(hidden, ratio)
+            states = (hidden if marked is None else marked)[:, ratio - 1 :: ratio]
+            taken[index] = states.contiguous()  # a view would keep the inputs of all layers
+            return marked
 
         name = "inputs_embeds" if segment.is_floating_point() else "input_ids"
         install_hooks(decoder.layers)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .compressed_ops_rcc import head_sizes, local_sizes
 from .compressed_rcc import RCCMemory
-from .positions_rcc import check_positions
+from .positions_rcc import check_positions, slot_tokens, slots_reach
 from .rolling_rcc import Rolling
 from .segments_rcc import HeadLength, count_segments, row_lengths
 
@@ -20,12 +20,14 @@ class Plan:
     Attributes:
         heads: raw tokens in front of the slots.
         slots: slots of the memory and of what is compressed.
+        tokens: source tokens that these stand for.
         local: raw tokens behind them.
         num_entries: entries of a cache, padding included.
     """
 
     heads: list[int]
     slots: list[int]
+    tokens: list[int]
     local: list[int]
     num_entries: int
 
@@ -57,10 +59,13 @@ class Plan:
         if memory is None and mask is None:  # rows differ in their heads alone
             batch_size = len(wanted)
         rest = [prompt_length] * batch_size if mask is None else row_lengths(mask, mask)
-        heads, slots, width = [0] * batch_size, [0] * batch_size, 0
+        heads, slots, tokens, width = [0] * batch_size, [0] * batch_size, [0] * batch_size, 0
         if memory is not None:
             heads, width = head_sizes(memory), sum(memory.slot_counts)
             slots = [width] * batch_size if memory.mask is None else memory.mask.sum(1).tolist()
+            each = torch.tensor(slot_tokens(memory.segment_length, memory.slot_counts), dtype=torch.long)
+            real = torch.ones(batch_size, width) if memory.mask is None else memory.mask.cpu()
+            tokens = (real.long() * each).sum(1).tolist()
             rest = [a + b for a, b in zip(rest, local_sizes(memory), strict=True)]
         most = wanted * (batch_size // len(wanted))
         filling = [min(max(0, m - head), n) for m, head, n in zip(most, heads, rest, strict=True)]
@@ -70,11 +75,12 @@ class Plan:
         counts = [count_segments(length, segment, window) if compress else 0 for length in rest]
         local = [length - count * segment for length, count in zip(rest, counts, strict=True)]
         slots = [slot + count * (segment // ratio) for slot, count in zip(slots, counts, strict=True)]
+        tokens = [token + count * segment for token, count in zip(tokens, counts, strict=True)]
         if compress:  # rows are packed
-            return cls(heads, slots, local, max(heads) + width + max(counts) * (segment // ratio) + max(local))
+            return cls(heads, slots, tokens, local, max(heads) + width + max(counts) * (segment // ratio) + max(local))
         # everything stays as padded as it is given
         in_front = 0 if memory is None else memory.num_head + width + memory.num_local
-        return cls(heads, slots, local, in_front + prompt_length)
+        return cls(heads, slots, tokens, local, in_front + prompt_length)
 
     def check(self, config, new_tokens: int, rolling: Rolling | None, ratio: int) -> None:
         """Refuse before the first step what would run out of slots or positions in the midst of generation.
@@ -93,7 +99,6 @@ class Plan:
                     "Allow more, use a higher ratio, or choose when_full='drop' or 'recompress'"
                 )
             slots = [min(slot, rolling.max_slots) for slot in slots]
-        if config.fit_positions and config.slot_positions is not None:
-            slots = [min(slot, config.slot_positions) for slot in slots]
-        needed = max(map(sum, zip(self.heads, slots, self.local, strict=True)))
+        reaches = [slots_reach(config, *numbers) for numbers in zip(slots, self.tokens, strict=True)]
+        needed = max(map(sum, zip(self.heads, reaches, self.local, strict=True)))
         check_positions(config, needed + new_tokens, ratio=ratio)

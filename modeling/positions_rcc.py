@@ -1,22 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where slots and local tokens stand: slots first, then the text, within the range that the base was trained for."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
-def slot_positions(config, mask: Tensor | None, shape: tuple[int, int], device) -> tuple[Tensor, Tensor | int]:
+def slot_tokens(segment_length: int, slot_counts: Sequence[int]) -> list[int]:
+    """How many source tokens each slot stands for, of segments with so many slots each."""
+    return [segment_length // count for count in slot_counts for _ in range(count)]
+
+
+def slots_reach(config, num_slots: int, num_tokens: int) -> int:
+    """How many positions the slots of a row take that stand for so many tokens.
+
+    With `config.spread_slots` as many as there are tokens; if these are more than `config.slot_positions`, so many (but
+    no less than one for each slot, unless they are fitted). Without, one for each slot, or what they are fitted into.
+    """
+    room = config.slot_positions
+    if room is None:
+        return num_tokens if config.spread_slots else num_slots
+    if not config.spread_slots:
+        return min(num_slots, room) if config.fit_positions else num_slots
+    return min(num_tokens, room if config.fit_positions else max(room, num_slots))
+
+
+def slot_positions(
+    config, mask: Tensor | None, shape: tuple[int, int], device, tokens: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor | int]:
     """Positions of the slots `[B, M]`, and how far local positions move down because of them.
 
     Slots stand at 0, 1, ... over the real ones of each row. With `config.fit_positions`, rows with more slots than
     `config.slot_positions` have them evenly spread over so many positions, at fractions; local tokens keep a stride
     of 1 behind them and are moved down by the difference, `[B, 1]` (or one number for all rows).
 
+    With `config.spread_slots`, a slot stands where the last of its tokens stood, and local tokens where they would
+    stand behind the text itself: they move up. Where the text reaches beyond `config.slot_positions`, all of this
+    shrinks evenly (see `slots_reach`).
+
     Args:
         mask: `[B, M]`, 0 where a row has no slot; None if all are real.
         shape: `(B, M)`.
+        tokens: source tokens of each of the M slots (`slot_tokens`).
     """
     batch_size, width = shape
+    if config.spread_slots:
+        assert tokens is not None
+        return _spread(config, mask, batch_size, tokens, device)
     if mask is None:
         index = torch.arange(width, device=device).expand(batch_size, width)
         counts: Tensor | int = width
@@ -30,6 +61,26 @@ def slot_positions(config, mask: Tensor | None, shape: tuple[int, int], device) 
         return (index, 0) if counts <= room else (index * (room / counts), counts - room)
     excess = (counts - room).clamp(min=0)
     return index * torch.where(excess > 0, room / counts.clamp(min=1), 1.0), excess
+
+
+def _spread(config, mask: Tensor | None, batch_size: int, tokens: Sequence[int], device) -> tuple[Tensor, Tensor | int]:
+    width, alike = len(tokens), len(set(tokens)) == 1
+    sizes = torch.full((width,), tokens[0], device=device) if alike else torch.tensor(tokens, device=device)
+    if mask is None:
+        last, total = (sizes.cumsum(0) - 1).expand(batch_size, width), sum(tokens)
+        reach = slots_reach(config, width, total)
+        return (last if reach == total else last * (reach / total)), width - reach
+    last = ((mask.long() * sizes).cumsum(1) - 1).clamp(min=0)
+    totals, counts = (mask.long() * sizes).sum(1).tolist(), mask.long().sum(1).tolist()
+    reaches = [slots_reach(config, count, total) for count, total in zip(counts, totals, strict=True)]
+    shrink = [reach / max(1, total) for reach, total in zip(reaches, totals, strict=True)]
+    shift = [count - reach for count, reach in zip(counts, reaches, strict=True)]
+    return last * torch.tensor(shrink, device=device)[:, None], torch.tensor(shift, device=device)[:, None]
+
+
+def moved_up(shift: Tensor | int) -> int:
+    """By how much the positions of local tokens exceed the number of entries in front of them, at most."""
+    return max(0, -int(shift.min()) if isinstance(shift, Tensor) else -shift)
 
 
 def local_positions(mask: Tensor | None, offset: int, length: int, shift: Tensor | int, device) -> Tensor:

@@ -162,7 +162,7 @@ def _decode_with_graph(model, front, passes, memory, ratio, use_cache, **kwargs)
             continue
         num_slots = step.num_segments * (grid.segment_length // ratio)
         seen = tuple(layer[:, :num_slots] for layer in state)
-        outputs.append(decode_jointly(model, seen, None, head, None, local, None, **kwargs))
+        outputs.append(decode_jointly(model, seen, None, ratio, head, None, local, None, **kwargs))
     return outputs, None
 
 

@@ -72,6 +72,13 @@ def test_frequencies_are_the_weights():
     assert ratios[4] / count == pytest.approx(0.75, abs=0.03)
 
 
+def test_an_objective_has_numbers_of_segments_of_its_own():
+    phase = {"ratios": 4, "segments": 1, "objectives": ["go on", "rebuild"], "segments_of": {"go on": {"2": 1, 3: 1}}}
+    data = mixture(Phases.parse(phase), num_steps=200)
+    found = {(name, shape.num_segments) for name, shape in map(data.plan, range(0, len(data), 4))}
+    assert found == {("rebuild", 1), ("go on", 2), ("go on", 3)}
+
+
 def test_the_curriculum_switches_where_it_says():
     data = mixture()
     first = [data.plan(i) for i in range(50 * 8)]
@@ -130,6 +137,9 @@ FINE = {"ratios": [4], "segments": [1], "objectives": ["x"]}
         (FINE | {"segments": {0: 1}}, "segments: 0 must be at least 1"),
         (FINE | {"segments": ["two"]}, "segments: 'two' is no whole number"),
         (FINE | {"objectives": {}}, "objectives are empty"),
+        (FINE | {"segments_of": 3}, "segments_of is 3; give numbers"),
+        (FINE | {"segments_of": {"x": {0: 1}}}, "segments_of x: 0 must be at least 1"),
+        (FINE | {"segments_of": {"y": 2}}, "segments_of names y; the phase draws x"),
         (FINE | {"until": 0.5}, "phases end at 0.5; the last one must have until: 1"),
         (FINE | {"until": 1.5}, "phase 1: until is 1.5"),
         ([FINE | {"until": 0.5}, FINE | {"until": 0.5}, FINE], "phases end at 0.5, 0.5, 1.0; each must end after"),

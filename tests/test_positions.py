@@ -6,7 +6,7 @@ import torch
 from tiny import SEGMENT, ratio_of_norms, rcc_model, text_config, tokens
 
 from rcc_hf import RCCConfig
-from rcc_hf.modeling.positions_rcc import local_positions, slot_positions
+from rcc_hf.modeling.positions_rcc import local_positions, moved_up, slot_positions, slots_reach
 
 WIRINGS = pytest.mark.parametrize("wiring", ["replace", "add"])
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
@@ -120,3 +120,78 @@ def test_a_cache_keeps_each_rows_shift_when_rows_move():
     assert cache.position_shift.tolist() == [[0], [20], [20], [0]]
     cache.batch_select_indices(torch.tensor([1, 3]))
     assert cache.position_shift.tolist() == [[20], [0]]
+
+
+def test_spread_slots_stand_where_their_text_stood_and_text_follows():
+    index, shift = slot_positions(config(spread_slots=True), None, (1, 3), "cpu", [4, 4, 8])
+    assert index.tolist() == [[3, 7, 15]]
+    assert local_positions(None, 3, 2, shift, "cpu").tolist() == [[16, 17]]
+    assert moved_up(shift) == 13
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_spread_slots_of_long_texts_shrink_evenly(masked):
+    mask = torch.ones(1, 4, dtype=torch.long) if masked else None
+    index, shift = slot_positions(config(spread_slots=True, slot_positions=8), mask, (1, 4), "cpu", [4] * 4)
+    assert index.tolist() == [[1.5, 3.5, 5.5, 7.5]]
+    assert int(shift) == -4
+
+
+def test_spread_slots_of_a_row_do_not_count_what_it_lacks():
+    mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+    index, shift = slot_positions(config(spread_slots=True), mask, (2, 4), "cpu", [4] * 4)
+    assert index[0].tolist() == [3, 7, 11, 15]
+    assert index[1, 2:].tolist() == [3, 7]
+    assert shift.tolist() == [[-12], [-6]]
+    full = torch.cat([mask, torch.ones(2, 2, dtype=torch.long)], 1)
+    assert local_positions(full, 4, 2, shift, "cpu").tolist() == [[16, 17], [8, 9]]
+
+
+@pytest.mark.parametrize(
+    ("options", "numbers", "expected"),
+    [
+        ({}, (5, 20), 5),
+        ({"fit_positions": True}, (50, 200), 30),
+        ({"spread_slots": True}, (5, 20), 20),
+        ({"spread_slots": True}, (5, 40), 30),
+        ({"spread_slots": True}, (50, 200), 50),
+        ({"spread_slots": True, "fit_positions": True}, (50, 200), 30),
+    ],
+)
+def test_positions_that_slots_take(options, numbers, expected):
+    assert slots_reach(config(slot_positions=30, **options), *numbers) == expected
+
+
+@WIRINGS
+@pytest.mark.parametrize("segments", [1, 10])
+def test_a_spread_memory_computes_what_the_training_pass_computes(wiring, segments):
+    """Within the base's range, and beyond it."""
+    model = short_model(wiring, spread_slots=True, fit_positions=False, slot_positions=44)
+    context, prompt = tokens(2, segments * SEGMENT), tokens(2, 9, seed=1)
+    through_memory = model(prompt, memory=model.compress(context)).logits
+    assert ratio_of_norms(through_memory, model(prompt, context_ids=context).logits) <= 1e-10
+    other = short_model(wiring, fit_positions=False)
+    assert ratio_of_norms(other(prompt, context_ids=context).logits, through_memory) > 1e-3
+
+
+def test_text_behind_spread_slots_is_refused_where_the_range_ends():
+    model = short_model(spread_slots=True, fit_positions=False, slot_positions=44)
+    memory = model.compress(tokens(1, 2 * SEGMENT))
+    model(tokens(1, 32), memory=memory)
+    with pytest.raises(ValueError, match="need 65 positions"):
+        model(tokens(1, 33), memory=memory)
+    with pytest.raises(ValueError, match="need 65 positions"):
+        model(tokens(1, 33), context_ids=tokens(1, 2 * SEGMENT))
+    with pytest.raises(ValueError, match="positions, but the base was trained for 64"):
+        model.generate(tokens(1, 9), memory=memory, **GREEDY | {"max_new_tokens": 30})
+
+
+def test_rows_of_a_ragged_spread_batch_equal_single_rows_with_beams():
+    model = short_model(spread_slots=True)
+    ids = tokens(2, 12 * SEGMENT + 5)
+    ids[1, : 7 * SEGMENT] = 0
+    mask = (ids != 0).long()
+    batch = model.generate(ids, attention_mask=mask, num_beams=3, **GREEDY)[:, ids.shape[1] :]
+    for row in range(2):
+        alone = model.generate(ids[row : row + 1, mask[row].argmax() :], num_beams=3, **GREEDY)[:, -6:]
+        assert torch.equal(batch[row : row + 1], alone)

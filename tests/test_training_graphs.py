@@ -126,14 +126,16 @@ def test_what_can_be_recorded():
     assert not can_record(model, batch_for(local=model.config.max_positions))
     model.config.head_length = 1
     assert not can_record(model, batch_for())
-    model.config.head_length, model.config.fit_positions, model.config.slot_positions = 0, True, 1
-    assert not can_record(model, batch_for())
-    model.config.fit_positions, model.config.text_config.sliding_window = False, SEGMENT - 1
+    model.config.head_length, model.config.spread_slots = 0, True
+    assert can_record(model, batch_for(local=model.config.max_positions - SEGMENT))
+    assert not can_record(model, batch_for(local=model.config.max_positions - SEGMENT + 1))
+    model.config.text_config.sliding_window = SEGMENT - 1
     assert not can_record(model, batch_for())
 
 
-def test_attention_without_masks_is_the_same():
-    model = rcc_model(dtype=torch.float32)
+@pytest.mark.parametrize("spread", [False, True])
+def test_attention_without_masks_is_the_same(spread):
+    model = rcc_model(dtype=torch.float32, spread_slots=spread)
     model.train()
     batch = batch_for(segments=2)
     expected = model(**batch).logits

@@ -22,7 +22,9 @@ VARIANTS = {
     for name in SCHEMES
     for wiring in (WIRINGS if "wiring" in option_names(name) else (None,))
 }
-"""Every scheme, in every wiring it has: options of `rcc_model`."""
+VARIANTS["rcc-spread"] = {"scheme": "rcc", "spread_slots": True}
+VARIANTS["rcc-marked"] = {"scheme": "rcc", "scheme_options": {"mark_slots": True}}
+"""Every scheme, in every wiring it has, with slots spread, and with slots marked: options of `rcc_model`."""
 
 
 def text_config(family: str = "llama", **overrides):

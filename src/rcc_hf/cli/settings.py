@@ -19,6 +19,12 @@ class CompressorSettings:
     write_rank: int | None = field(default=None, metadata={"help": "Rank of the compressor's adapters (default: 32)."})
     read_rank: int | None = field(default=None, metadata={"help": "Rank of the decoder's adapters (default: 16)."})
     map_rank: int | None = field(default=None, metadata={"help": "Rank of the slot maps (default: 32)."})
+    spread_slots: bool | None = field(
+        default=None, metadata={"help": "Slots stand where their text stood, not at 0, 1, ... (default: no)."}
+    )
+    mark_slots: bool | None = field(
+        default=None, metadata={"help": "Tell the compressor which tokens become slots (default: no)."}
+    )
 
 
 @dataclass(kw_only=True)

@@ -19,8 +19,9 @@ _GROUPS, _EXAMPLES = 0, 1
 class Mixture(Dataset):
     """Examples of several objectives, mixed by a curriculum.
 
-    It is random by itself, so it is read in order, and to resume is to go on at an index. The examples that one
-    micro-batch of all processes consists of, a group, have objective, ratio and number of segments in common.
+    It is random by itself, so it is read in order, and to resume is to go on at an index. The examples of one
+    micro-batch of a process, a group, have objective, ratio and number of segments in common; other groups of a step
+    have others.
 
     Args:
         objectives: By name.
@@ -28,7 +29,7 @@ class Mixture(Dataset):
         seed: Other examples for another one.
         num_steps: Optimizer steps.
         examples_per_step: Of all processes and accumulated batches.
-        group_size: Examples of one micro-batch of all processes; divides `examples_per_step`.
+        group_size: Examples of one micro-batch of a process; divides `examples_per_step`.
         segment_length: Of the model.
 
     Raises:

@@ -2,7 +2,7 @@
 """A curriculum: which ratios, numbers of segments and objectives are drawn, and until when."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -12,7 +12,8 @@ __all__ = ["Phase", "Phases"]
 
 Key = TypeVar("Key", int, str)
 
-_FIELDS = ("until", "ratios", "segments", "objectives")
+_REQUIRED = ("ratios", "segments", "objectives")
+_FIELDS = ("until", *_REQUIRED, "segments_of")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class Phase:
         ratios: Weight of each ratio.
         segments: Weight of each number of segments.
         objectives: Weight of each objective, by name.
+        segments_of: By objective, weights that take the place of `segments` for it: what is written down of many
+            segments is long, what is asked about them is short.
 
     Raises:
         ValueError: a value is out of range.
@@ -33,23 +36,27 @@ class Phase:
     ratios: Mapping[int, float]
     segments: Mapping[int, float]
     objectives: Mapping[str, float]
+    segments_of: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.until, (int, float)) or not 0 < self.until <= 1:
             raise ValueError(f"until is {self.until!r}; it must be a share of the steps above 0 and at most 1")
         for name in ("ratios", "segments", "objectives"):
-            weights = getattr(self, name)
-            if not weights:
-                raise ValueError(f"{name} are empty; give at least one, with a weight")
-            for key, weight in weights.items():
-                if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 < weight < float("inf"):
-                    raise ValueError(f"{name}: the weight of {key} is {weight!r}; it must be a positive number")
-                if name != "objectives" and key < 1:
-                    raise ValueError(f"{name}: {key} must be at least 1")
+            _check_weights(name, getattr(self, name))
+        for name, weights in self.segments_of.items():
+            _check_weights(f"segments_of {name}", weights)
+        unused = [name for name in self.segments_of if name not in self.objectives]
+        if unused:
+            raise ValueError(f"segments_of names {', '.join(unused)}; the phase draws {', '.join(self.objectives)}")
+
+    def segments_for(self, objective: str) -> Mapping[int, float]:
+        """Weight of each number of segments of an objective."""
+        return self.segments_of.get(objective, self.segments)
 
     def draw(self, rng: np.random.Generator) -> tuple[str, int, int]:
         """Objective, number of segments and ratio."""
-        return _draw(rng, self.objectives), _draw(rng, self.segments), _draw(rng, self.ratios)
+        objective = _draw(rng, self.objectives)
+        return objective, _draw(rng, self.segments_for(objective)), _draw(rng, self.ratios)
 
 
 class Phases(Sequence[Phase]):
@@ -120,11 +127,21 @@ class Phases(Sequence[Phase]):
         return self._phases[index]
 
 
+def _check_weights(name: str, weights: Mapping[Any, float]) -> None:
+    if not weights:
+        raise ValueError(f"{name} are empty; give at least one, with a weight")
+    for key, weight in weights.items():
+        if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 < weight < float("inf"):
+            raise ValueError(f"{name}: the weight of {key} is {weight!r}; it must be a positive number")
+        if isinstance(key, int) and key < 1:
+            raise ValueError(f"{name}: {key} must be at least 1")
+
+
 def _parse_phase(row: Any) -> Phase:
     if not isinstance(row, Mapping):
         raise ValueError(f"expected a mapping with {', '.join(_FIELDS)}, found {row!r}")
     unknown = [str(name) for name in row if name not in _FIELDS]
-    missing = [name for name in _FIELDS[1:] if name not in row]
+    missing = [name for name in _REQUIRED if name not in row]
     if unknown or missing:
         raise ValueError(
             f"{', '.join(unknown) or 'no field'} unknown, {', '.join(missing) or 'no field'} missing; the fields are "
@@ -135,7 +152,14 @@ def _parse_phase(row: Any) -> Phase:
         ratios=_weights("ratios", row["ratios"], _whole),
         segments=_weights("segments", row["segments"], _whole),
         objectives=_weights("objectives", row["objectives"], str),
+        segments_of=_segments_of(row.get("segments_of", {})),
     )
+
+
+def _segments_of(value: Any) -> dict[str, dict[int, float]]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"segments_of is {value!r}; give numbers of segments by objective")
+    return {str(name): _weights(f"segments_of {name}", weights, _whole) for name, weights in value.items()}
 
 
 def _weights(name: str, value: Any, convert: Callable[[Any], Key]) -> dict[Key, float]:

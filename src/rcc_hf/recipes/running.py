@@ -40,7 +40,7 @@ def run_recipe(
 ) -> dict[str, float]:
     """Train what a recipe says, and save it in `settings.output`.
 
-    Several processes (`torchrun`, `accelerate launch`) share each step: its batch is theirs together.
+    Several processes (`torchrun`, `accelerate launch`) share each step, each with batches of its own.
 
     Args:
         recipe: What is trained on what; its own settings are not looked at.
@@ -80,8 +80,8 @@ def _mixture(
         recipe.phases,
         seed=settings.seed,
         num_steps=settings.max_steps,
-        examples_per_step=_group_size(settings) * settings.accumulation_steps,
-        group_size=_group_size(settings),
+        examples_per_step=_examples_per_step(settings),
+        group_size=settings.batch_size,
         segment_length=model.config.segment_length,
     )
     _check_shapes(objectives, recipe.phases, model.config.segment_length)
@@ -97,8 +97,8 @@ def _held_out(
     (objective,) = build_objectives({"reconstruction": {}}, sources, tokenizer, prompt_ids).values()
     last = recipe.phases[-1]
     shapes = [(ratio, number) for ratio in sorted(last.ratios) for number in sorted(last.segments)]
-    group = _group_size(settings)
-    steps = max(1, round(count / len(shapes) / group))
+    group = settings.batch_size
+    steps = max(1, round(count / len(shapes) / group / _num_processes())) * _num_processes()
     parts = []
     for ratio, number in shapes:
         name = f"reconstruction_r{ratio}_s{number}"
@@ -125,7 +125,7 @@ def _check_shapes(objectives: Mapping[str, Objective], phases: Phases, segment_l
     """
     for number, phase in enumerate(phases, 1):
         for name in phase.objectives:
-            for segments in phase.segments:
+            for segments in phase.segments_for(name):
                 shape = Shape(num_segments=segments, segment_length=segment_length, ratio=min(phase.ratios))
                 try:
                     objectives[name].example(np.random.default_rng([0, segments]), shape)
@@ -142,7 +142,8 @@ def _record(folder: Path, settings: TrainSettings) -> None:
     here = {
         "seed": settings.seed,
         "max_steps": settings.max_steps,
-        "examples_per_step": _group_size(settings) * settings.accumulation_steps,
+        "examples_per_step": _examples_per_step(settings),
+        "batch_size": settings.batch_size,
     }
     file = folder / MIXTURE
     if settings.resume and file.exists():
@@ -153,14 +154,17 @@ def _record(folder: Path, settings: TrainSettings) -> None:
         if differing:
             raise ValueError(
                 f"the run in {folder} would go on with other examples: {'; '.join(differing)}. Give the same "
-                "(batch_size x accumulation_steps x processes makes the examples), or start anew in another folder"
+                "(the batch size, and accumulation_steps x processes), or start anew in another folder"
             )
     if PartialState().is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(here) + "\n", encoding="utf-8")
 
 
-def _group_size(settings: TrainSettings) -> int:
-    """Examples of one micro-batch of all processes."""
+def _examples_per_step(settings: TrainSettings) -> int:
+    return settings.batch_size * settings.accumulation_steps * _num_processes()
+
+
+def _num_processes() -> int:
     # as the Trainer counts them: left to itself, accelerate takes several processes without a GPU for single ones
-    return settings.batch_size * int(PartialState(cpu=not torch.accelerator.is_available()).num_processes)
+    return int(PartialState(cpu=not torch.accelerator.is_available()).num_processes)

@@ -17,6 +17,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
+from rcc_hf.modeling.positions_rcc import slots_reach
 
 __all__ = [
     "CudaRecorder",
@@ -191,20 +192,19 @@ def _shape_of(tensors: Mapping[str, Tensor], others: Mapping[str, Any]) -> tuple
 
 
 def can_record(model: RCCForCausalLM, batch: Batch) -> bool:
-    """Whether a batch needs no mask, no teacher and no look at values: whole segments, slots at whole positions."""
+    """Whether a batch needs no mask, no teacher and no look at values: whole segments, at positions that there are."""
     text, context = model.config.text_config, batch.get("context_ids")
     if not isinstance(context, Tensor) or any(name.endswith("_mask") or name.startswith("teacher_") for name in batch):
         return False
     segment_length = model.config.segment_length
     ratio = batch.get("ratio") or model.config.ratio
-    num_slots = context.shape[1] // segment_length * (segment_length // ratio)
-    entries = num_slots + context.shape[1] % segment_length + batch["input_ids"].shape[1]
+    num_tokens = context.shape[1] // segment_length * segment_length
+    num_local = context.shape[1] - num_tokens + batch["input_ids"].shape[1]
+    needed = num_local + max(num_tokens // ratio, slots_reach(model.config, num_tokens // ratio, num_tokens))
     limits = [model.config.max_positions, getattr(text, "sliding_window", None)]
     if context.shape[1] < segment_length or model.config.head_length:
         return False
-    if model.config.fit_positions and num_slots > (model.config.slot_positions or num_slots):
-        return False
-    return all(limit is None or max(entries, segment_length) <= limit for limit in limits)
+    return all(limit is None or max(needed, segment_length) <= limit for limit in limits)
 
 
 def check_recordable(model: RCCForCausalLM) -> None:

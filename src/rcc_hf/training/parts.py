@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of a model that training treats apart: write adapters, read adapters, slot maps, and the base.
+"""The parts of a model that training treats apart: write adapters (and marks of slots), read adapters, slot maps, base.
 
 `train_parts` frees some of them. A frozen part builds no graph of its own: with only the read adapters free, contexts
 are compressed without a graph, as `compress` would, and what layers computed on the way is not kept.
@@ -36,7 +36,7 @@ def part_of(name: str) -> str:
     if not is_trained_part(name):
         return "base"
     kind = f".{name}".partition(".rcc.")[2].partition(".")[0]
-    parts = {"write": "write", "read": "read", "slot_map": "maps"}
+    parts = {"write": "write", "mark": "write", "read": "read", "slot_map": "maps"}
     if kind not in parts:
         raise ValueError(f"the parameter {name} is of no known part of a compressor: {', '.join(parts)}")
     return parts[kind]
