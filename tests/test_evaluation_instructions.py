@@ -27,6 +27,7 @@ MARKED = Example(
     context="abc", question="\nA: 1\nAnswer: 2\nB?\n", answer_prefix="Answer:", answer="7", max_new_tokens=4, task="t"
 )
 BARE = Example(context="abc", question="Count:", answer="7", max_new_tokens=4, task="t")
+LINE = Example(context="abc", question="Count:\n", answer="7", max_new_tokens=4, task="t")
 
 
 def ids(text):
@@ -111,6 +112,8 @@ CHAT = "<|im_end|>\n<|im_start|>assistant\nAnswer:"
         (BARE, False, "Count: 7</s>", " 7", "Count:", True),
         (BARE, False, "County 7</s>", "", "County 7", False),
         (BARE, False, "", "", "", False),
+        (LINE, False, "Count:\n7</s>", "7", "Count:\n", True),
+        (LINE, False, "One\nCount:\n7</s>", "7", "One\nCount:\n", False),
     ],
 )  # fmt: skip
 def test_answers_stand_behind_what_the_decoder_has_written(example, chat, made, answer, instruction, is_exact):
@@ -121,18 +124,27 @@ def test_answers_stand_behind_what_the_decoder_has_written(example, chat, made, 
 class Writing(Perfect):
     """Writes the instruction that the text ends with, one of them wrong, and then what the text says about it."""
 
+    between = ""
+
+    def generate(self, *arguments, stop_ids, **options):
+        found = super().generate(*arguments, stop_ids=stop_ids, **options)
+        ends = [next((i for i, one in enumerate(row.tolist()) if one in stop_ids), len(row)) for row in found]
+        return [row[:end] for row, end in zip(found, ends, strict=True)]
+
     def answer(self, context, prompt):
-        assert prompt == REPEAT_CUE
+        assert prompt == ("<|im_start|>user\n" if self.between else REPEAT_CUE)
         question = context.rpartition("\n\n")[2]
         answer = super().answer(context, question)
-        return question.replace("two", "tow") + f" It is {answer}</s> and more"
+        return question.replace("two", "tow") + f"{self.between} It is {answer}</s> and more"
 
 
-def test_the_metric_looks_at_the_answer_alone(tmp_path):
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_metric_looks_at_the_answer_alone(chat, tmp_path):
     found = build_examples("qa", LETTERS, TaskSettings(data=questions_file(tmp_path)))
     examples = [InstructionEncoder.with_question(example) for example in found]
-    encode, method = InstructionEncoder(LETTERS, "reconstructed"), Writing(LETTERS)
-    options = {"answers": WrittenInstructions(LETTERS), "stop_ids": STOPS, "group_by": GROUP_BY["qa"]}
+    encode, method = InstructionEncoder(LETTERS, "reconstructed", chat=chat), Writing(LETTERS)
+    method.between = CHAT.removesuffix("Answer:") if chat else ""
+    options = {"answers": WrittenInstructions(LETTERS, chat=chat), "stop_ids": STOPS, "group_by": GROUP_BY["qa"]}
     metrics = run(method, examples, encode, tmp_path / "run", **options)
     assert (metrics["f1"], metrics["exact_match"], metrics["instruction_match"]) == (1.0, 1.0, 0.5)
     assert metrics["overall"]["instruction_match"]["stderr"] > 0

@@ -5,7 +5,6 @@ https://arxiv.org/abs/2406.06110, section 3.4. Training and evaluation have thes
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -159,7 +158,7 @@ class WrittenInstructions:
     def _written(self, example: Example) -> str:
         return repeat_texts(self._tokenizer, example.question, example.answer_prefix, chat=self._chat)[1]
 
-    def _decode(self, ids: Sequence[int]) -> str:
+    def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
