@@ -14,9 +14,11 @@ from rcc_hf.checkpoints import parse_dtype
 from rcc_hf.cli.evaluate_settings import ASKING, EvaluateSettings
 from rcc_hf.cli.loading import load
 from rcc_hf.cli.settings import ModelSettings, parse
+from rcc_hf.evaluation.answers import AnswerReader
 from rcc_hf.evaluation.cost import cost_examples, evaluate_cost
 from rcc_hf.evaluation.encoding import Encoder, TextEncoder, encode_text, prefix_ids
 from rcc_hf.evaluation.examples import Example
+from rcc_hf.evaluation.instructions import InstructionEncoder, WrittenInstructions
 from rcc_hf.evaluation.methods import METHODS, make_method
 from rcc_hf.evaluation.outputs import RunFolder
 from rcc_hf.evaluation.passages import ReconstructionEncoder
@@ -49,10 +51,11 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Work:
-    """What is done: examples and how they become ids, or continuations."""
+    """What is done: examples, how they become ids and ids answers, or continuations."""
 
     examples: Sequence[Example] = ()
     encode: Encoder | None = None
+    answers: AnswerReader | None = None
     continuations: Sequence[Continuation] = ()
 
     def contexts(self) -> list[torch.Tensor]:
@@ -103,8 +106,9 @@ def _run(settings: EvaluateSettings, task: TaskSettings, how: ModelSettings, nam
         "chat": settings.chat,
         "max_context_length": settings.max_context_length,
         "segment_length": _segment_length(model, settings),
-        # a folder that was written before there was the setting can be gone on with
+        # folders that were written before there were these settings can be gone on with
         **({"fill_segments": True} if settings.fill_segments else {}),
+        **_instruction(settings),
         **asdict(task),
     }
     ratios = _ratios(model, settings)
@@ -183,7 +187,7 @@ def _evaluate(shared: _Run, ratio: int, path: Path) -> dict[str, Any]:
         common |= {"processes": shared.processes}
         if settings.task == "perplexity":
             return evaluate_perplexity(model, work.continuations, method, folder, **common)
-        common |= {"encode": work.encode, "group_by": GROUP_BY[settings.task]}
+        common |= {"encode": work.encode, "answers": work.answers, "group_by": GROUP_BY[settings.task]}
         return evaluate(model, shared.tokenizer, work.examples, method, folder, **common)
 
 
@@ -224,7 +228,13 @@ def _about(shared: _Run, ratio: int) -> dict[str, Any]:
     if task.context_tokens is not None:
         data += f", {task.context_tokens} tokens"
     segments = {"segment_length": shared.config["segment_length"], "filled": _is_filled(shared.settings, task)}
-    return about | ({"data": data} if data else {}) | {"segments": segments, "chat": shared.settings.chat}
+    asked = {"segments": segments, "chat": shared.settings.chat, **_instruction(shared.settings)}
+    return about | ({"data": data} if data else {}) | asked
+
+
+def _instruction(settings: EvaluateSettings) -> dict[str, str]:
+    """Where the question stands, if not behind the memory."""
+    return {} if settings.instruction == "typed" else {"instruction": settings.instruction}
 
 
 def _names_of_kvpress(shared: _Run, ratio: int) -> dict[str, Any]:
@@ -252,8 +262,12 @@ def _make_work(
     examples = build_examples(settings.task, tokenizer, task, segment_length=segment_length, prompt=prompt)
     if settings.task == "reconstruction":
         return _Work(examples, ReconstructionEncoder(tokenizer, prompt_ids))
-    encode = TextEncoder(tokenizer, chat=settings.chat, max_context_length=settings.max_context_length)
-    return _Work(examples, encode)
+    options: dict[str, Any] = {"chat": settings.chat, "max_context_length": settings.max_context_length}
+    if settings.instruction == "typed":
+        return _Work(examples, TextEncoder(tokenizer, **options))
+    encode = InstructionEncoder(tokenizer, settings.instruction, **options)
+    answers = WrittenInstructions(tokenizer, chat=settings.chat) if settings.instruction == "reconstructed" else None
+    return _Work([encode.with_question(example) for example in examples], encode, answers)
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from rcc_hf.evaluation.examples import Example
 
 __all__ = [
-    "Encoder", "TextEncoder", "check_template", "encode_context", "encode_text", "prefix_ids", "prompt_text",
+    "Encoder", "TextEncoder", "check_template", "encode_context", "encode_prompt", "encode_text", "prefix_ids",
+    "prompt_text",
 ]  # fmt: skip
 
 Encoder = Callable[[Example], tuple[Tensor, Tensor]]
@@ -54,6 +55,13 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, question: str, answer_prefix
     return question + answer_prefix
 
 
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool) -> Tensor:
+    """Ids `[t]` of what stands behind a context, which has `prefix_ids` already: of a chat template's none are kept."""
+    prompt, begin = encode_text(tokenizer, text), prefix_ids(tokenizer)
+    is_twice = chat and len(begin) > 0 and torch.equal(prompt[: len(begin)], begin)
+    return prompt[len(begin) :] if is_twice else prompt
+
+
 def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer without a chat template.
 
@@ -90,10 +98,7 @@ class TextEncoder:
             ValueError: the prompt would be empty.
         """
         text = prompt_text(self._tokenizer, example.question, example.answer_prefix, chat=self._chat)
-        prompt = encode_text(self._tokenizer, text)
-        begin = prefix_ids(self._tokenizer)
-        if self._chat and len(begin) and torch.equal(prompt[: len(begin)], begin):
-            prompt = prompt[len(begin) :]  # templates write it too, and the context has it already
+        prompt = encode_prompt(self._tokenizer, text, chat=self._chat)
         if not len(prompt):
             raise ValueError(
                 f"an example of task {example.task!r} has neither question nor answer_prefix; a model needs a prompt "

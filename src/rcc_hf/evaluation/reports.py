@@ -11,6 +11,9 @@ from rcc_hf.evaluation.scoring import SCORERS, score_examples, summarize
 
 __all__ = ["check_metrics", "flat_means", "group_rows", "mean_and_error", "report"]
 
+INSTRUCTION_MATCH = "instruction_match"
+"""Column of rows whose answer stands behind an instruction that was to be written down: 1 if that is exact, else 0."""
+
 Means = dict[str, dict[str, float]]
 """Of each metric `mean` and, of more than one example, `stderr`."""
 
@@ -50,11 +53,12 @@ def report(
             f"{len(rows)} rows for {len(examples)} examples; a process has not finished its share. Run it again"
         )
     predictions = [row["predicted_answer"] for row in rows]
-    overall = _means(examples, predictions)
+    overall = _means(examples, predictions) | _instructions(rows)
     groups = []
     for key, indices in group_rows(examples, group_by):
         chosen = [examples[index] for index in indices]
         means = _means(chosen, [predictions[index] for index in indices])
+        means |= _instructions([rows[index] for index in indices])
         groups.append({**key, "num_examples": len(indices), **means})
     return {
         **about,
@@ -117,6 +121,13 @@ def mean_and_error(values: Sequence[float]) -> dict[str, float]:
     """`mean` and, of more than one value, `stderr`."""
     scores = Scores({"": list(values)})
     return {"mean": scores.values[""]} | ({"stderr": scores.stderr[""]} if scores.stderr else {})
+
+
+def _instructions(rows: Sequence[Mapping[str, Any]]) -> Means:
+    """The share of instructions that were written down exactly, where they were to be."""
+    if INSTRUCTION_MATCH not in rows[0]:
+        return {}
+    return {INSTRUCTION_MATCH: mean_and_error([row[INSTRUCTION_MATCH] for row in rows])}
 
 
 def _kept(examples: Sequence[Example], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

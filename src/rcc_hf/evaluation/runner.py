@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rcc_hf.evaluation.answers import AnswerReader, PlainAnswers
 from rcc_hf.evaluation.encoding import Encoder, TextEncoder
 from rcc_hf.evaluation.examples import Example
 from rcc_hf.evaluation.methods import ContextMethod, Reading
@@ -37,6 +38,7 @@ def evaluate(
     batch_size: int = 8,
     batch_tokens: int = 1 << 18,
     encode: Encoder | None = None,
+    answers: AnswerReader | None = None,
     stop_ids: frozenset[int] | None = None,
     group_by: Sequence[str] = (),
     about: Mapping[str, Any] | None = None,
@@ -54,6 +56,7 @@ def evaluate(
         batch_size: Contexts that are read together, and questions that are asked together, at most.
         batch_tokens: Tokens of the contexts of a batch, about and at most; a longer context is read alone.
         encode: Makes ids of an example; default: `TextEncoder(tokenizer)`.
+        answers: Reads answers out of what is generated; default: all of it is the answer.
         stop_ids: End an answer; default: `find_stop_ids(model, tokenizer)`.
         group_by: Metadata by which scores are grouped in the metrics, beside the task.
         about: Further values for the metrics: names of task, model and method.
@@ -69,11 +72,11 @@ def evaluate(
     """
     check_metrics(examples)
     processes = processes or Processes()
-    answers = _Answers(
+    work = _Answers(
         method,
-        tokenizer,
         examples,
         encode or TextEncoder(tokenizer),
+        answers or PlainAnswers(tokenizer),
         find_stop_ids(model, tokenizer) if stop_ids is None else stop_ids,
         model.device,
         (batch_size, batch_tokens),
@@ -87,7 +90,7 @@ def evaluate(
         examples,
         lambda remaining: sorted(_questions_of_contexts(examples, remaining), key=lambda unit: (-size(unit), unit)),
         lambda units: cut_batches(units, size, batch_size, batch_tokens),
-        answers,
+        work,
         processes,
         progress,
     )
@@ -198,15 +201,15 @@ class _Answers:
     def __init__(
         self,
         method: ContextMethod,
-        tokenizer: PreTrainedTokenizerBase,
         examples: Sequence[Example],
         encode: Encoder,
+        answers: AnswerReader,
         stop_ids: frozenset[int],
         device: torch.device,
         limits: tuple[int, int],
     ):
-        self._method, self._tokenizer, self._examples = method, tokenizer, examples
-        self._encode, self._stop_ids, self._device, self._limits = encode, stop_ids, device, limits
+        self._method, self._examples, self._encode, self._answers = method, examples, encode, answers
+        self._stop_ids, self._device, self._limits = stop_ids, device, limits
 
     def __call__(self, batch: list[Unit]) -> Iterator[Row]:
         encoded = {index: self._encode(self._examples[index]) for unit in batch for index in unit}
@@ -221,8 +224,8 @@ class _Answers:
                 prompts = [encoded[index][1].to(self._device) for index, _ in turn]
                 made, seconds = timed(partial(self._generate, reading, turn, prompts), self._device)
                 for (index, row), new in zip(turn, made, strict=True):
-                    entries, length = reading.num_entries[row], len(contexts[row])
-                    new = new[: self._examples[index].max_new_tokens]
+                    entries, length, example = reading.num_entries[row], len(contexts[row]), self._examples[index]
+                    answer, further = self._answers.read(example, new[: self._answers.limit(example)], self._stop_ids)
                     columns = {
                         "context_tokens": length,
                         "entries": entries,
@@ -231,12 +234,12 @@ class _Answers:
                         "read_seconds": read_seconds / len(asked),
                         "generate_seconds": seconds / len(turn),
                     }
-                    yield index, str(self._tokenizer.decode(new.tolist(), skip_special_tokens=True)), columns
+                    yield index, answer, columns | further
 
     def _generate(self, reading: Reading, turn: list[tuple[int, int]], prompts: list[Tensor]) -> list[Tensor]:
-        longest = max(self._examples[index].max_new_tokens for index, _ in turn)
-        rows = reading.select([row for _, row in turn])
-        return self._method.generate(rows, prompts, max_new_tokens=longest, stop_ids=self._stop_ids)
+        longest = max(self._answers.limit(self._examples[index]) for index, _ in turn)
+        rows, stop_ids = reading.select([row for _, row in turn]), self._answers.stop_ids(self._stop_ids)
+        return self._method.generate(rows, prompts, max_new_tokens=longest, stop_ids=stop_ids)
 
 
 def _share_left_out(num_tokens: int, num_entries: int) -> float:

@@ -5,7 +5,7 @@ https://arxiv.org/abs/2406.06110, section 3.4.
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from torch import Tensor
@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rcc_hf.evaluation.benchmark_qa import template_of
 from rcc_hf.evaluation.encoding import encode_text, prompt_text
+from rcc_hf.evaluation.instructions import FOLLOW_CUE, REPEAT_CUE, SEPARATOR, InstructionMode, repeat_texts
 from rcc_hf.objectives.base import Ids, Shape, build_example
 from rcc_hf.objectives.gold import GoldContexts
 from rcc_hf.objectives.haystacks import Haystack
@@ -22,14 +23,6 @@ from rcc_hf.objectives.reconstruction import pad_segment
 from rcc_hf.texts import QARow
 
 __all__ = ["FOLLOW_CUE", "REPEAT_CUE", "InstructionMode", "Instructions"]
-
-InstructionMode = Literal["reconstructed", "typed", "compressed"]
-"""`reconstructed`: the decoder writes down the compressed instruction, then the answer. `typed`: the instruction is not
-compressed, the decoder reads it. `compressed`: the decoder writes the answer at once."""
-
-REPEAT_CUE = "\n\nRepeat the instruction in the text above, then follow it:\n"
-"""Asks for it outside of chats; in a chat what opens the user's message does."""
-FOLLOW_CUE = "\n\nFollow the instruction in the text above.\n"
 
 
 class Instructions:
@@ -76,7 +69,7 @@ class Instructions:
         self._prompter = Prompter(tokenizer, chat_share=chat_share, max_answer=max_answer)
         self._fill_id = tokenizer.eos_token_id if fill_id is None else fill_id
         self._phrased = [phrase(row, template) for row in rows]
-        self._separator = encode_text(tokenizer, "\n\n").numpy()
+        self._separator = encode_text(tokenizer, SEPARATOR).numpy()
         added = [self._added(index) for index in range(len(rows))]
         self._contexts = GoldContexts(
             rows, tokenizer, haystack=haystack, alone_share=alone_share, reserved=list(map(len, added)),
@@ -113,12 +106,11 @@ class Instructions:
         if self._mode == "compressed":
             prompt, target = self._prompter.encode(FOLLOW_CUE, prefix, answer, chat=chat)
             return [(prompt, False), (target, True)]
-        typed = prompt_text(tokenizer, question, prefix, chat=chat)
         if self._mode == "typed":
+            typed = prompt_text(tokenizer, question, prefix, chat=chat)
             prompt, target = self._prompter.encode_answer(typed, answer, chat=chat)
             return [(prompt, False), (target, True)]
-        cue = typed[: typed.index(question.strip())] if chat else REPEAT_CUE
-        typed = typed[typed.index(question.strip()) :]
+        cue, typed = repeat_texts(tokenizer, question, prefix, chat=chat)
         _, target = self._prompter.encode_answer(cue + typed, answer, chat=chat)
         shown, written = encode_behind(tokenizer, cue, typed)
         return [(shown, False), (written, True), (target, True)]
