@@ -113,8 +113,8 @@ def make_plan(recipe: Recipe, settings: argparse.Namespace, how: TrainSettings) 
     chosen = choose_objectives(recipe, settings.objectives)
     sources = read_sources(tokenizer, texts=recipe.texts, questions=recipe.questions, chats=recipe.chats)
     built = build_objectives(chosen, sources, tokenizer, ensure_reconstruction_prompt(model, tokenizer))
-    group_size = how.batch_size * settings.processes
-    step_size = group_size * how.accumulation_steps
+    group_size = how.batch_size
+    step_size = group_size * settings.processes * how.accumulation_steps
     mixture = Mixture(
         dict.fromkeys(recipe.drawn()) | built,  # the others only take their turns
         recipe.phases,

@@ -112,13 +112,13 @@ def test_it_trains_saves_and_merges_what_evaluation_measures(control, folder, mo
 
 @pytest.mark.parametrize(("accumulation", "processes"), [(1, 1), (2, 2)])
 def test_examples_are_those_of_the_recipe_in_its_order(control, folder, accumulation, processes):
-    group = 2 * processes
+    step = 2 * processes * accumulation
     plan, _ = plan_of(
         control, "--max_steps", "8", "--accumulation_steps", str(accumulation), "--processes", str(processes)
     )
-    drawn = recipe_examples(8, group * accumulation, group)
+    drawn = recipe_examples(8, step, 2)
     wanted = [one for one in drawn if one["objective"] in ("near", "questions")]
-    wanted = wanted[: len(wanted) - len(wanted) % (group * accumulation)]
+    wanted = wanted[: len(wanted) - len(wanted) % step]
     assert 0 < len(plan.examples) == len(wanted) < len(drawn)
     for index, expected in enumerate(wanted):
         found = plan.examples[index]
