@@ -39,7 +39,10 @@ def compiled_blocks(
     """
     layers = model.model.language_model.layers
     kinds = {id(layer): type(layer) for layer in layers}
-    compiled = {kind: _compiled_class(kind, dynamic, backend) for kind in set(kinds.values())}
+    compiled = {
+        kind: _compiled_class(kind, dynamic, backend)  # type: ignore[arg-type]  # mypy takes no class for hashable
+        for kind in set(kinds.values())
+    }
     try:
         for layer in layers:
             layer.__class__ = compiled[type(layer)]
