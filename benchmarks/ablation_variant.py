@@ -117,16 +117,19 @@ def one_by_one(kinds: Iterable[Kind]) -> Phases:
     )
 
 
-def seconds_per_step(recipe: Recipe, steps: int, dtype: str) -> float:
-    """Of the curriculum's mean step, after a trial of so many steps (at least two) of every kind."""
+def seconds_per_step(recipe: Recipe, steps: int, ratios: list[int], dtype: str) -> float:
+    """Of the curriculum's mean step, after a trial of so many steps (at least two) of every kind.
+
+    A few held-out texts are measured as well: those that cannot be are refused now, and not after the training.
+    """
     kinds = shares(recipe.phases)
     ends = range(steps, steps * len(kinds) + 1, steps)
     half = steps // 2
     clock = Clock(step for end in ends for step in (end - half, end))
     with tempfile.TemporaryDirectory() as folder:
         settings = settings_of(recipe, folder, steps * len(kinds))
-        trial = replace(recipe, phases=one_by_one(kinds), held_out=())
-        run_recipe(trial, settings, dtype=dtype, callbacks=[clock])
+        trial = replace(recipe, phases=one_by_one(kinds))
+        run_recipe(trial, settings, dtype=dtype, held_out_examples=1, held_out_ratios=ratios, callbacks=[clock])
     gc.collect()  # model and recorded graphs refer to each other, and their memory would count as the training's
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -144,7 +147,7 @@ def settings_of(recipe: Recipe, output: str | Path, num_steps: int) -> TrainSett
 def train(job: Mapping[str, Any], output: Path) -> dict[str, Any]:
     """Train and measure; the checkpoint goes to `output`."""
     recipe, ratios = Recipe.parse(job["recipe"]), job["ratios"]
-    rate = seconds_per_step(recipe, job["trial_steps"], job["dtype"])
+    rate = seconds_per_step(recipe, job["trial_steps"], ratios, job["dtype"])
     num_steps = max(2, round(job["seconds"] / rate))
     settings = settings_of(recipe, output, num_steps)
     watch, lengths = Watch(num_steps), sorted(recipe.phases[-1].segments)

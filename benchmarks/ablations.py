@@ -27,8 +27,10 @@ import yaml
 from ablation_variant import JOB, RESULT
 from gpus import environment, spread
 
+from rcc_hf.optional import import_optional
 from rcc_hf.recipes import Recipe, merge
 from rcc_hf.surroundings import surroundings
+from rcc_hf.texts import read_documents
 
 HERE = Path(__file__).parent
 LOG, MODEL = "log.txt", "model"
@@ -59,7 +61,11 @@ def jobs(settings: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
     Raises:
         ValueError: a variant is unknown, or there are no texts.
+        ModuleNotFoundError: BLEU-4, or its texts, need a package that is not installed.
     """
+    if settings.bleu:  # or it would be missed after the first training
+        import_optional("sacrebleu")
+        next(iter(read_documents(settings.bleu_texts)))
     recipes, ratios = read_variants(settings.file, tiny=settings.tiny)
     unknown = [name for name in settings.variants or () if name not in recipes]
     if unknown:

@@ -106,6 +106,8 @@ def test_wrong_calls_are_refused(ablations, tmp_path):
         ablations.jobs(ablations.parse([*call, "--variants", "nothing"]))
     with pytest.raises(ValueError, match="default has no texts, held_out; give --texts and --held_out"):
         ablations.jobs(ablations.parse(["out"]))
+    with pytest.raises(ValueError, match="absent"):
+        ablations.jobs(ablations.parse([*call, "--bleu", "4", "--bleu_texts", str(tmp_path / "absent.jsonl")]))
     data = yaml.safe_load(VARIANTS.read_text(encoding="utf-8"))
     for variants, message in (({"../x": {}}, "names a folder"), ({"x": {"phases": []}}, "x: phases are")):
         (tmp_path / "wrong.yaml").write_text(yaml.safe_dump({**data, "variants": variants}))
@@ -128,15 +130,15 @@ def test_time_is_that_of_all_kinds_of_steps_by_their_share(variant, monkeypatch)
     now = iter([sum(costs[: step + 1]) for step in range(12) if step + 1 in (3, 6, 9, 12)])
     monkeypatch.setattr(variant.time, "perf_counter", lambda: next(now))
 
-    def run(trial, settings, *, dtype, callbacks):
+    def run(trial, settings, *, callbacks, **how):
         drawn = [trial.phases.at(step / settings.max_steps).ratios for step in range(settings.max_steps)]
         assert drawn == [{8: 1.0}] * 6 + [{32: 1.0}] * 6
-        assert not trial.held_out
+        assert (how["held_out_examples"], how["held_out_ratios"]) == (1, [8])
         for step in range(settings.max_steps):
             callbacks[0].on_step_end(None, SimpleNamespace(global_step=step + 1), None)
 
     monkeypatch.setattr(variant, "run_recipe", run)
-    assert variant.seconds_per_step(recipe, 6, "auto") == pytest.approx(0.4375 * 2 + 0.5625)
+    assert variant.seconds_per_step(recipe, 6, [8], "auto") == pytest.approx(0.4375 * 2 + 0.5625)
 
 
 def test_shares_add_up(variant):
@@ -200,8 +202,9 @@ def test_a_small_run_of_two_variants_and_going_on(ablations, base, tmp_path):
     call += ["--bleu", "1", "--bleu_texts", texts]
     assert ablations.main([*call, "--variants", "no-mixing"]) == 0
     first = (tmp_path / "no-mixing" / "result.json").stat()
-    left = tmp_path / "full-base" / "model" / "checkpoint-1"
-    left.mkdir(parents=True)
+    left = tmp_path / "full-base" / "model" / "model-00002.safetensors"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"")
     (tmp_path / "full-base" / "job.json").write_text("{}")
     assert ablations.main([*call, "--variants", "no-mixing", "full-base"]) == 0
     assert (tmp_path / "no-mixing" / "result.json").stat() == first
