@@ -12,14 +12,13 @@ and needles, of each task for RULER, of each length for reconstruction; places f
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import Queue
+
+from gpus import environment, spread
 
 UNBOUNDED = ("full", "none", "wrong")
 BOUNDED = ("truncate-head", "truncate-tail", "window-sink", "mean-pool")
@@ -92,9 +91,8 @@ def run(folder: Path, command: list[str], gpu: int | None = None) -> str:
     """
     done = folder / COMMAND
     if not done.exists():
-        environment = None if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": visible(gpu)}
         called = [sys.executable, "-c", PROGRAM, *command]
-        ran = subprocess.run(called, capture_output=True, text=True, env=environment)
+        ran = subprocess.run(called, capture_output=True, text=True, env=environment(gpu))
         if ran.returncode:
             return f"FAILED {folder}: {ran.stderr.strip()[-300:]}"
         done.write_text(json.dumps(command) + "\n", encoding="utf-8")
@@ -104,35 +102,17 @@ def run(folder: Path, command: list[str], gpu: int | None = None) -> str:
     return f"{folder}: {(folder / 'metrics.json').stat().st_size} bytes"
 
 
-def visible(gpu: int) -> str:
-    """The name of a GPU, of those that this process may use."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return str(gpu) if not given else given.split(",")[gpu]
-
-
 def run_all(chosen: Sequence[tuple[Path, list[str]]], workers: int, gpus: int) -> bool:
     """Run so many at a time, each on a GPU that has the fewest others, and say what came of them.
 
     Returns:
         Whether all went well.
     """
-    free: Queue[int | None] = Queue()
-    for worker in range(workers):
-        free.put(worker % gpus if gpus else None)
-
-    def work(one: tuple[Path, list[str]]) -> str:
-        gpu = free.get()
-        try:
-            return run(*one, gpu)
-        finally:
-            free.put(gpu)
-
     went_well = True
-    with ThreadPoolExecutor(workers) as pool:
-        for line in pool.map(work, chosen):
-            went_well &= not line.startswith("FAILED")
-            sys.stdout.write(line + "\n")
-            sys.stdout.flush()
+    for line in spread(lambda one, gpu: run(*one, gpu), chosen, workers, gpus):
+        went_well &= not line.startswith("FAILED")
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
     return went_well
 
 

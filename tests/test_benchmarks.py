@@ -14,7 +14,8 @@ pytestmark = pytest.mark.skipif(not FILE.exists(), reason="needs benchmarks/, wh
 
 
 @pytest.fixture
-def baselines():
+def baselines(monkeypatch):
+    monkeypatch.syspath_prepend(FILE.parent)  # as when it is run
     spec = importlib.util.spec_from_file_location("baselines", FILE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -81,6 +82,6 @@ def test_a_run_that_is_done_is_left_alone_and_another_one_is_not_taken_for_it(ba
 
 def test_gpus_are_those_that_the_caller_may_use(baselines, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    assert [baselines.visible(i) for i in (0, 1)] == ["4", "6"]
+    assert [baselines.environment(i)["CUDA_VISIBLE_DEVICES"] for i in (0, 1)] == ["4", "6"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert baselines.visible(1) == "1"
+    assert baselines.environment(1)["CUDA_VISIBLE_DEVICES"] == "1"

@@ -2,6 +2,7 @@
 """Recipes: what a file may say, what is made of it, and that running one twice gives the same compressor."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ from evaluating import questions_file, texts_file
 from objective_data import chat_tokenizer
 from safetensors.torch import load_file
 from tiny import base_model
+from transformers import TrainerCallback
 
 from rcc_hf.cli import main
 from rcc_hf.recipes import OBJECTIVES, Recipe, build_objectives, read_recipe, read_sources
+from rcc_hf.recipes.running import run_recipe
+from rcc_hf.training import TrainSettings
 
 SHIPPED = sorted(Path(__file__).parents[1].glob("examples/recipes/*.yaml"))
 SMALL = {
@@ -176,6 +180,28 @@ def test_held_out_texts_are_measured_at_every_ratio_and_length(folder):
     found = json.loads((folder / "out" / "all_results.json").read_text())
     for shape in ("r4_s1", "r4_s2", "r8_s1", "r8_s2"):
         assert 0 <= found[f"eval_token_accuracy_reconstruction_{shape}"] <= 1
+
+
+def test_held_out_texts_are_measured_at_other_ratios_if_asked(folder):
+    recipe, watched = read_recipe(write(folder), tiny=True), []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            watched.append(state.global_step)
+
+    settings = TrainSettings(output="out", max_steps=2, batch_size=2)
+    how = {"held_out_ratios": [16, 2], "held_out_examples": 4, "callbacks": [Watch()]}
+    found = run_recipe(replace(recipe, held_out=["texts.jsonl"]), settings, **how)
+    measured = {name for name in found if name.startswith("eval_token_accuracy_")}
+    assert measured == {"eval_token_accuracy_reconstruction_r2_s1", "eval_token_accuracy_reconstruction_r16_s1"}
+    assert watched == [1, 2]
+
+
+def test_nothing_is_a_value_of_a_compressor(folder):
+    """An option may be None, as the rank of full slot maps is."""
+    compressor = {**SMALL["compressor"], "map_rank": None}
+    assert main(["train", write(folder, compressor=compressor), "--tiny", "--output", "out"]) == 0
+    assert json.loads((folder / "out" / "config.json").read_text())["scheme_options"]["map_rank"] is None
 
 
 def test_what_would_fail_hours_later_is_refused_at_once(folder, capsys):

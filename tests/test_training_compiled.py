@@ -88,6 +88,17 @@ def test_nothing_is_compiled_in_evaluation_mode_and_nothing_left_behind(counters
     assert type(layer) is kind
 
 
+def test_another_model_of_the_kind_is_not_compiled_again(counters):
+    found = []
+    for _ in range(2):
+        model = trained_model(3)
+        with compiled_blocks(model, dynamic=None, backend="eager"):
+            for how in STEPS:
+                step(model, *how)
+        found.append(counters["stats"]["unique_graphs"])
+    assert found[0] == found[1] > 0
+
+
 def test_the_teacher_is_compiled_too(tmp_path):
     model = trained_model(3)
     trainer = trainer_of(model, settings(tmp_path, distillation_weight=1.0))

@@ -105,6 +105,20 @@ def test_training_is_the_same(tmp_path, recorder, accumulation):
         assert ratio_of_norms(found[1][0][name], parameter) <= 1e-4, name
 
 
+def test_a_base_is_trained_the_same(tmp_path, recorder):
+    """With what is left of its compressor, in float32 with products in bfloat16."""
+    found, ranks = [], {"write_rank": 0, "read_rank": 0}
+    for recorded in (False, True):
+        model = fresh(tmp_path, torch.bfloat16, scheme_options=ranks)
+        how = {"cuda_graphs": recorded, "train_parts": ["maps", "base"], "base_learning_rate": 1e-3, "bf16": True}
+        train(model, settings(tmp_path / str(recorded), max_steps=8, **how), Mixed(), collate=Batches().collate)
+        found.append(parameters(model))
+    assert recorder.replayed
+    for name, parameter in found[0].items():
+        assert parameter.dtype == torch.bfloat16
+        assert ratio_of_norms(found[1][name], parameter) <= 1e-2, name
+
+
 def test_a_teacher_runs_as_usual(tmp_path, recorder):
     model = fresh(tmp_path)
     train(model, settings(tmp_path / "out", cuda_graphs=True, distillation_weight=1.0), Mixed())

@@ -39,16 +39,16 @@ def load_model(name: str, base: str | None = None, dtype: str = "auto", **fresh:
         name: id on the Hub, folder, or "smollm2" for the bundled base.
         base: where an adapter-only checkpoint finds its base.
         dtype: "auto", "float32", "bfloat16" or "float16".
-        fresh: for a base: fields of `RCCConfig` and options of the scheme; None counts as not given.
+        fresh: for a base: fields of `RCCConfig` and options of the scheme.
 
     Raises:
         ValueError: if `fresh` is given for a checkpoint that has its own values.
     """
-    path, options = resolve_base(name), {key: value for key, value in fresh.items() if value is not None}
+    path = resolve_base(name)
     found, _ = PreTrainedConfig.get_config_dict(path)
     if found.get("model_type") != "rcc":
-        return RCCForCausalLM.from_base(path, dtype=parse_dtype(dtype), **options)
-    changed = {key: value for key, value in options.items() if {**found, **found["scheme_options"]}.get(key) != value}
+        return RCCForCausalLM.from_base(path, dtype=parse_dtype(dtype), **fresh)
+    changed = {key: value for key, value in fresh.items() if {**found, **found["scheme_options"]}.get(key) != value}
     if changed:
         raise ValueError(f"{name} is an RCC checkpoint with values of its own; {changed} can be set for a base only")
     if base is None and found.get("adapter_only") and found.get("base_model_name_or_path") in SMOLLM2_NAMES:

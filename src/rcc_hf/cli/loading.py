@@ -20,8 +20,9 @@ from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
 def load(
     name: str, settings: ModelSettings, fresh: CompressorSettings | None = None
 ) -> tuple[RCCForCausalLM, PreTrainedTokenizerBase]:
-    """Model (on its device) and tokenizer."""
-    model = load_model(name, base=settings.base, dtype=settings.dtype, **({} if fresh is None else asdict(fresh)))
+    """Model (on its device) and tokenizer; what `fresh` has None for is not given."""
+    given = {} if fresh is None else {key: value for key, value in asdict(fresh).items() if value is not None}
+    model = load_model(name, base=settings.base, dtype=settings.dtype, **given)
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

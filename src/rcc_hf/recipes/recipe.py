@@ -10,7 +10,7 @@ import yaml  # type: ignore[import-untyped]
 
 from rcc_hf.objectives import Phases
 
-__all__ = ["Recipe", "read_recipe"]
+__all__ = ["Recipe", "merge", "read_recipe"]
 
 TINY = "tiny"
 """The field of a file whose values take the place of the others in a short trial run."""
@@ -93,16 +93,17 @@ def read_recipe(file: str | Path, *, tiny: bool = False) -> Recipe:
         small = data.pop(TINY, None)
         if tiny and small is None:
             raise ValueError(f"there is no field {TINY}, with what is smaller in a trial run")
-        return Recipe.parse(_merge(data, small) if tiny else data)
+        return Recipe.parse(merge(data, _as_mapping(TINY, small)) if tiny else data)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 
 
-def _merge(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merge(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields with changes, which go into mappings and take the place of all else."""
     merged = dict(data)
-    for name, value in _as_mapping(TINY, changes).items():
+    for name, value in changes.items():
         old = merged.get(name)
-        merged[name] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        merged[name] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
 
 

@@ -2,7 +2,7 @@
 """Runs a recipe: model, examples and settings go to `train`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate import PartialState  # type: ignore[import-untyped]
 from torch.utils.data import ConcatDataset, Dataset
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from rcc_hf.checkpoints import ensure_reconstruction_prompt, load_model, load_tokenizer
 from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
@@ -36,7 +36,9 @@ def run_recipe(
     base: str | None = None,
     dtype: str = "auto",
     held_out_examples: int = 64,
+    held_out_ratios: Sequence[int] | None = None,
     quality: QualitySettings | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, float]:
     """Train what a recipe says, and save it in `settings.output`.
 
@@ -49,7 +51,9 @@ def run_recipe(
         dtype: Of the base: auto, float32, bfloat16 or float16.
         held_out_examples: About how many of the held-out texts, if there are any, over all ratios and lengths of the
             last phase.
+        held_out_ratios: Ratios at which these are measured, if not those of the last phase.
         quality: What is measured on the way by generating freely.
+        callbacks: Further callbacks of the Trainer, in front of those that measure.
 
     Returns:
         The metrics of `train`.
@@ -62,12 +66,15 @@ def run_recipe(
     tokenizer = load_tokenizer(model, recipe.model, base)
     mixture = _mixture(recipe, settings, model, tokenizer)
     _record(Path(settings.output), settings)
-    held_out = _held_out(recipe, settings, model, tokenizer, held_out_examples) if recipe.held_out else None
+    held_out = None
+    if recipe.held_out:
+        shapes = _held_out_shapes(recipe.phases, held_out_ratios)
+        held_out = _held_out(recipe, settings, model, tokenizer, shapes, held_out_examples)
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     prompt_ids = ensure_reconstruction_prompt(model, tokenizer)
-    callbacks = quality_callbacks(model, tokenizer, quality or QualitySettings(), prompt_ids)
+    measuring = quality_callbacks(model, tokenizer, quality or QualitySettings(), prompt_ids)
     pad = partial(collate, pad_id=pad_id, multiple=LENGTHS if settings.cuda_graphs else 1)
-    return train(model, settings, mixture, held_out, tokenizer, callbacks, collate=pad)
+    return train(model, settings, mixture, held_out, tokenizer, [*callbacks, *measuring], collate=pad)
 
 
 def _mixture(
@@ -88,15 +95,20 @@ def _mixture(
     return mixture
 
 
+def _held_out_shapes(phases: Phases, ratios: Sequence[int] | None) -> list[tuple[int, int]]:
+    """Ratios and numbers of segments at which held-out texts are measured."""
+    last = phases[-1]
+    return [(ratio, number) for ratio in sorted(ratios or last.ratios) for number in sorted(last.segments)]
+
+
 def _held_out(
-    recipe: Recipe, settings: TrainSettings, model: RCCForCausalLM, tokenizer: PreTrainedTokenizerBase, count: int
-) -> Dataset:
-    """Reconstruction of held-out texts at every ratio and length of the last phase, about as many of each."""
+    recipe: Recipe, settings: TrainSettings, model: RCCForCausalLM, tokenizer: PreTrainedTokenizerBase,
+    shapes: Sequence[tuple[int, int]], count: int,
+) -> Dataset:  # fmt: skip
+    """Reconstruction of held-out texts, about as many of each shape."""
     sources = read_sources(tokenizer, texts=recipe.held_out)
     prompt_ids = ensure_reconstruction_prompt(model, tokenizer)
     (objective,) = build_objectives({"reconstruction": {}}, sources, tokenizer, prompt_ids).values()
-    last = recipe.phases[-1]
-    shapes = [(ratio, number) for ratio in sorted(last.ratios) for number in sorted(last.segments)]
     group = settings.batch_size
     steps = max(1, round(count / len(shapes) / group / _num_processes())) * _num_processes()
     parts = []

@@ -12,6 +12,7 @@ With `dynamic=None` the second shape that is met compiles for all lengths, in ke
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -38,7 +39,10 @@ def compiled_blocks(
     """
     layers = model.model.language_model.layers
     kinds = {id(layer): type(layer) for layer in layers}
-    compiled = {kind: _compiled_class(kind, dynamic, backend) for kind in set(kinds.values())}
+    compiled = {
+        kind: _compiled_class(kind, dynamic, backend)  # type: ignore[arg-type]  # mypy takes no class for hashable
+        for kind in set(kinds.values())
+    }
     try:
         for layer in layers:
             layer.__class__ = compiled[type(layer)]
@@ -49,6 +53,7 @@ def compiled_blocks(
             layer.__class__ = kinds[id(layer)]
 
 
+@cache  # or a second training in the same process would compile all of it again
 def _compiled_class(kind: type[nn.Module], dynamic: bool | None, backend: str) -> type[nn.Module]:
     """A layer class whose `forward` is compiled; checkpointing, which the library puts around it, is not."""
     plain = kind.forward
