@@ -82,7 +82,8 @@ def test_every_variant_can_be_trained_and_measured(ablations, base, name, tiny):
     model = load_model(str(base), dtype="bfloat16", **recipe.compressor)
     choose_parts(model, settings.train_parts)
     length = model.config.segment_length
-    assert settings.batch_size * length == (2 * 64 if tiny else 32 * 512)
+    if tiny or not name.startswith("batch-"):
+        assert settings.batch_size * length == (2 * 64 if tiny else 32 * 512)
     assert all(length % ratio == 0 for ratio in ratios)
     sources = read_sources(chat_tokenizer(), texts=texts, progress=False)
     objectives = build_objectives(recipe.drawn(), sources, chat_tokenizer(), [1, 2])
