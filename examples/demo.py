@@ -7,7 +7,6 @@ Run: make demo, or python examples/demo.py --help
 
 import argparse
 import logging
-import sys
 import tempfile
 import textwrap
 import time
@@ -48,8 +47,10 @@ def main(argv: list[str] | None = None) -> None:
         print(f"There is no trained checkpoint in {args.checkpoint}: instead, a fresh compressor learns for minutes.")
         import demo_fresh
 
-        return demo_fresh.main([])
+        demo_fresh.main([])
+        return
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     logging.captureWarnings(True)
     began = time.perf_counter()
 
@@ -60,12 +61,12 @@ def main(argv: list[str] | None = None) -> None:
     memory, example = find_pass_key(model, tokenizer, book.text, args)
     section(f"3. A passage of {args.passage or model.config.segment_length} tokens is read back from its slots")
     read_back(model, tokenizer, book.text, args)
-    section(f"4. Questions about an article ({ARTICLE.name}, {len(ARTICLE.read_text().split())} words)")
-    answer_questions(model, tokenizer, ARTICLE.read_text(encoding="utf-8"), args)
+    article = ARTICLE.read_text(encoding="utf-8").strip()
+    section(f"4. Questions about an article ({ARTICLE.name}, {len(article.split())} words)")
+    answer_questions(model, tokenizer, article, args)
     section("5. The memory of the novel is saved, loaded, and goes on")
-    go_on(model, tokenizer, memory, example, ARTICLE.read_text(encoding="utf-8"))
+    go_on(model, tokenizer, memory, example, article)
     print(f"\nDone in {time.perf_counter() - began:.0f} s.")
-    return None
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -89,6 +90,7 @@ def load(checkpoint: Path, base: str) -> tuple[RCCForCausalLM, PreTrainedTokeniz
     model = load_model(str(checkpoint), base=base, dtype="float32").eval()
     tokenizer = load_tokenizer(model, str(checkpoint), base)
     ensure_reconstruction_prompt(model, tokenizer)
+    model.config.encode_batch_tokens = 2048  # so that progress is seen
     plain = AutoModelForCausalLM.from_pretrained(resolve_base(base), dtype=torch.float32).eval()
     ids = encode(tokenizer, "The lighthouse keeper counted the ships", model.device)
     is_equal = torch.equal(model(ids).logits, plain(ids).logits)
@@ -110,8 +112,8 @@ def find_pass_key(
     (example,) = needle_grid(task, tokenizer, lengths=[args.tokens], depths=[args.depth], seed=0)
     context, _ = TextEncoder(tokenizer)(example)
     start = time.perf_counter()
-    memory = compress_with_progress(model, context[None], ratio=args.ratio)
-    print_memory(model, memory, time.perf_counter() - start)
+    memory = compress_with_progress(model, fill_segments(model, tokenizer, context), ratio=args.ratio)
+    print_memory(model, memory, args.ratio, len(context), time.perf_counter() - start)
     report_answers(model, tokenizer, example, {"from memory": memory, "without the text": None})
     return memory, example
 
@@ -142,11 +144,11 @@ def read_back(
 def answer_questions(
     model: RCCForCausalLM, tokenizer: PreTrainedTokenizerBase, article: str, args: argparse.Namespace
 ) -> None:
-    """Ask about an article that is compressed alone, in a last segment that is filled up as in training."""
-    ids = encode(tokenizer, article.strip(), model.device)[0]
-    filled = torch.from_numpy(pad_segment(ids.numpy(), model.config.segment_length, tokenizer.eos_token_id))
-    memories = {f"{ratio}x": model.compress(filled[None], ratio=ratio, window=len(filled)) for ratio in args.ratios}
-    sizes = [f"{memory.num_slots} slots, {memory.nbytes:,} bytes ({name})" for name, memory in memories.items()]
+    """Ask about an article that is compressed alone."""
+    ids = encode(tokenizer, article, model.device)[0]
+    filled, window = fill_segments(model, tokenizer, ids), model.config.segment_length
+    memories = {f"from {ratio}x": model.compress(filled, ratio=ratio, window=window) for ratio in args.ratios}
+    sizes = [f"{memory.num_slots} slots, {memory.nbytes:,} bytes {name}" for name, memory in memories.items()]
     print_table(("the article", f"{len(ids)} tokens: {'; '.join(sizes)}"))
     for question, answer in QUESTIONS:
         row = {"context": "", "question": question, "answer": answer}
@@ -163,7 +165,8 @@ def go_on(
         memory.save_pretrained(folder)
         on_disk = sum(file.stat().st_size for file in Path(folder).iterdir())
         loaded = RCCMemory.from_pretrained(folder)
-    longer = model.compress(encode(tokenizer, "\n\n" + more, model.device), memory=loaded)
+    added = encode(tokenizer, more, model.device)[0]
+    longer = model.compress(fill_segments(model, tokenizer, added), memory=loaded)
     print_table(
         ("saved", f"{on_disk:,} bytes"),
         ("appended", f"the article: {loaded.num_tokens:,} tokens, then {longer.num_tokens:,}"),
@@ -172,6 +175,11 @@ def go_on(
     report_answers(
         model, tokenizer, example, {"loaded": loaded, "and appended to": longer, "in 8 bits": longer.to_int8()}
     )
+
+
+def fill_segments(model: RCCForCausalLM, tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor) -> torch.Tensor:
+    """Ids `[1, S * W]` of a text `[T]`, whose last segment is filled up as in training: nothing of it stays raw."""
+    return torch.from_numpy(pad_segment(ids.numpy(), model.config.segment_length, tokenizer.eos_token_id))[None]
 
 
 def report_answers(
@@ -197,4 +205,4 @@ def shorten(text: str, width: int = 300) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

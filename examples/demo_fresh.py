@@ -114,7 +114,7 @@ def compress_book(model: RCCForCausalLM, context: torch.Tensor) -> RCCMemory:
     """Compress ids `[1, T]`, and print what that costs and saves."""
     start = time.perf_counter()
     memory = compress_with_progress(model, context)
-    print_memory(model, memory, time.perf_counter() - start)
+    print_memory(model, memory, RATIO, context.shape[1], time.perf_counter() - start)
     return memory
 
 

@@ -17,13 +17,13 @@ def print_table(*rows: tuple[str, str]) -> None:
         print(f"   {name:{width}}  {value}".rstrip(), flush=True)
 
 
-def print_memory(model: RCCForCausalLM, memory: RCCMemory, seconds: float) -> None:
-    """Print what compressing cost and saves."""
-    plain = plain_kv_bytes(model, memory.num_tokens)
+def print_memory(model: RCCForCausalLM, memory: RCCMemory, ratio: int, num_tokens: int, seconds: float) -> None:
+    """Print what compressing a text of so many tokens at a ratio cost and saves."""
+    plain = plain_kv_bytes(model, num_tokens)
     print_table(
-        ("source tokens", f"{memory.num_tokens:,}"),
-        ("memory slots", f"{memory.num_slots:,} and {memory.num_local} raw tokens"),
+        ("source tokens", f"{num_tokens:,}"),
+        ("memory slots", f"{memory.num_slots:,} (ratio {ratio}) and {memory.num_local} raw tokens"),
         ("bytes of memory", f"{memory.nbytes:,}"),
         ("bytes of a plain KV cache", f"{plain:,} ({plain / memory.nbytes:.1f} times as much)"),
-        ("seconds", f"{seconds:.1f} ({memory.num_tokens / seconds:,.0f} tokens/s)"),
+        ("seconds", f"{seconds:.1f} ({num_tokens / seconds:,.0f} tokens/s)"),
     )

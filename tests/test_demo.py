@@ -37,7 +37,7 @@ def test_it_shows_what_a_checkpoint_does(demo, tiny, capsys):
     demo.main([*tiny, "--ratio", "32", "--passage", "20"])
     out = capsys.readouterr().out
     assert re.search(r"nothing compressed +the base's logits, bit for bit\n", out)
-    assert re.search(r"source tokens +1,4\d\d\n +memory slots +4[4-6] and \d+ raw tokens\n", out)
+    assert re.search(r"source tokens +1,4\d\d\n +memory slots +4[5-7] \(ratio 32\) and 0 raw tokens\n", out)
     assert re.search(r"bytes of a plain KV cache +[\d,]+ \(\d+\.\d times as much\)\n", out)
     assert len(re.findall(r"from \d slots \((?:16|32)x\)", out)) == 2
     assert len(re.findall(r"BLEU-4 +\d\.\d{3} of 20 tokens", out)) == 2
