@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packs the output of a training into a folder that others can use, with a model card.
 
-Run: python examples/ship_checkpoint.py runs/rcc examples/checkpoints/NAME --facts examples/recipes/NAME.facts.yml \
+Run: python examples/ship_checkpoint.py runs/rcc examples/checkpoints/NAME --facts examples/cards/NAME.yaml \
 --results runs/results
 """
 

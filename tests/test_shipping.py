@@ -19,6 +19,7 @@ from rcc_hf.checkpoints import load_model, load_tokenizer
 from rcc_hf.cli import main
 from rcc_hf.shipping import faults, pack, read_facts, result_tables
 
+CARDS = Path(__file__).parent.parent / "examples" / "cards"
 FACTS = {
     "title": "A tiny compressor",
     "summary": "Reads bytes.",
@@ -195,3 +196,10 @@ def test_facts_of_another_training_are_refused(tiny, ship, tmp_path):
 def test_results_without_a_metric_make_no_table(tmp_path):
     write(tmp_path, metrics("cost", "rcc", 32) | {"overall": {}})
     assert result_tables([tmp_path]) == ""
+
+
+@pytest.mark.parametrize("file", sorted(CARDS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_facts_of_cards_that_are_shipped_can_be_read(file):
+    facts = read_facts(file)
+    assert (CARDS.parents[1] / facts.recipe).exists()
+    assert all(source.license for source in facts.data)

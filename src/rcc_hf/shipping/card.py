@@ -43,6 +43,9 @@ question = tokenizer("\\n\\nWho counted the ships?", return_tensors="pt")["input
 answer = model.generate(question, memory=memory, max_new_tokens=8, do_sample=False)
 ```
 
+Where rcc_hf is not installed, `AutoModelForCausalLM.from_pretrained(..., base_model=..., trust_remote_code=True)`
+loads it, given the folder or id of its base.
+
 ## Measured
 
 {tables}
