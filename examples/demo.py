@@ -10,6 +10,7 @@ import logging
 import tempfile
 import textwrap
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -34,9 +35,11 @@ HERE = Path(__file__).parent
 CHECKPOINT = HERE / "checkpoints" / "smollm2-135m-rcc"
 ARTICLE = HERE / "demo_article.txt"
 QUESTIONS = (
-    ("Who built the first lighthouse?", "Henry Winstanley"),
-    ("How old was Henry Hall?", "ninety-four"),
-    ("Where was the upper part of Smeaton's tower put up again?", "on Plymouth Hoe"),
+    ("Who built the first lighthouse?", "Winstanley"),
+    ("Of what material was the first lighthouse made?", "wood"),
+    ("In which year did the second lighthouse burn?", "1755"),
+    ("From what tree did Smeaton take the shape of his tower?", "oak"),
+    ("Where was the upper part of Smeaton's tower put up again?", "Plymouth Hoe"),
 )
 
 
@@ -118,27 +121,25 @@ def find_pass_key(
     return memory, example
 
 
-def read_back(
-    model: RCCForCausalLM, tokenizer: PreTrainedTokenizerBase, text: str, args: argparse.Namespace
-) -> dict[int, float]:
-    """Write one segment from the middle of the text down again, at several ratios; BLEU-4 of each."""
-    ids = encode(tokenizer, text[len(text) // 2 :], model.device)[:, : model.config.segment_length]
+def read_back(model: RCCForCausalLM, tokenizer: PreTrainedTokenizerBase, text: str, args: argparse.Namespace) -> None:
+    """Write one segment from the middle of the text down again, at several ratios."""
+    paragraph = text.index("\n\n", len(text) // 2) + 2
+    ids = encode(tokenizer, text[paragraph:], model.device)[:, : model.config.segment_length]
     prompt = torch.tensor([model.config.reconstruction_prompt_ids])
     length = min(args.passage or ids.shape[1], ids.shape[1])
-    meant, scores = tokenizer.decode(ids[0, :length]), {}
+    meant = tokenizer.decode(ids[0, :length])
     print_table(("the passage begins", shorten(meant)))
     for ratio in args.ratios:
         start = time.perf_counter()
         memory = model.compress(ids, ratio=ratio)
         made = model.generate(prompt, memory=memory, max_new_tokens=length, do_sample=False)
         written = tokenizer.decode(made[0, prompt.shape[1] :], skip_special_tokens=True)
-        scores[ratio] = bleu([written], [meant], num_resamples=0).values["bleu4"]
+        score = bleu([written], [meant], num_resamples=0).values["bleu4"]
         seconds = time.perf_counter() - start
         print_table(
             (f"from {memory.num_slots} slots ({ratio}x)", shorten(written)),
-            ("BLEU-4", f"{scores[ratio]:.3f} of {length} tokens, greedily, in {seconds:.0f} s"),
+            ("BLEU-4", f"{score:.3f} of {length} tokens, greedily, in {seconds:.0f} s"),
         )
-    return scores
 
 
 def answer_questions(
@@ -146,15 +147,19 @@ def answer_questions(
 ) -> None:
     """Ask about an article that is compressed alone."""
     ids = encode(tokenizer, article, model.device)[0]
-    filled, window = fill_segments(model, tokenizer, ids), model.config.segment_length
-    memories = {f"from {ratio}x": model.compress(filled, ratio=ratio, window=window) for ratio in args.ratios}
+    filled = fill_segments(model, tokenizer, ids)
+    memories = {f"from {ratio}x": model.compress(filled, ratio=ratio) for ratio in args.ratios}
     sizes = [f"{memory.num_slots} slots, {memory.nbytes:,} bytes {name}" for name, memory in memories.items()]
     print_table(("the article", f"{len(ids)} tokens: {'; '.join(sizes)}"))
+    right: Counter[str] = Counter()
     for question, answer in QUESTIONS:
         row = {"context": "", "question": question, "answer": answer}
         (example,) = questions(row, "demo")
         print_table(("", ""), ("question", question))
-        report_answers(model, tokenizer, example, {**memories, "without the article": None}, chat=True)
+        answers = report_answers(model, tokenizer, example, {**memories, "without the article": None}, chat=True)
+        right.update({name: answer.lower() in made.lower() for name, made in answers.items()})
+    print()
+    print_table(*((f"right {name}", f"{count} of {len(QUESTIONS)}") for name, count in right.items()))
 
 
 def go_on(
@@ -189,14 +194,15 @@ def report_answers(
     memories: dict[str, RCCMemory | None],
     *,
     chat: bool = False,
-) -> None:
-    """Print what is answered greedily from each memory, beside the right answer."""
+) -> dict[str, str]:
+    """Print what is answered greedily from each memory, beside the right answer; these answers."""
     _, prompt = TextEncoder(tokenizer, chat=chat)(example)
-    rows = [("right answer", example.answers[0])]
+    answers = {}
     for name, memory in memories.items():
         made = model.generate(prompt[None], memory=memory, max_new_tokens=example.max_new_tokens, do_sample=False)
-        rows.append((name, shorten(tokenizer.decode(made[0, len(prompt) :], skip_special_tokens=True))))
-    print_table(*rows)
+        answers[name] = shorten(tokenizer.decode(made[0, len(prompt) :], skip_special_tokens=True))
+    print_table(("right answer", example.answers[0]), *answers.items())
+    return answers
 
 
 def shorten(text: str, width: int = 300) -> str:

@@ -4,6 +4,9 @@
 from rcc_hf import RCCForCausalLM, RCCMemory
 from rcc_hf.cli.loading import plain_kv_bytes
 
+# So that tables below one another are aligned.
+WIDTH = 26
+
 
 def section(title: str) -> None:
     """Print a heading."""
@@ -12,7 +15,7 @@ def section(title: str) -> None:
 
 def print_table(*rows: tuple[str, str]) -> None:
     """Print names and values in two columns."""
-    width = max(len(name) for name, _ in rows)
+    width = max(WIDTH, *(len(name) for name, _ in rows))
     for name, value in rows:
         print(f"   {name:{width}}  {value}".rstrip(), flush=True)
 

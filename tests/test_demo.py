@@ -41,8 +41,9 @@ def test_it_shows_what_a_checkpoint_does(demo, tiny, capsys):
     assert re.search(r"bytes of a plain KV cache +[\d,]+ \(\d+\.\d times as much\)\n", out)
     assert len(re.findall(r"from \d slots \((?:16|32)x\)", out)) == 2
     assert len(re.findall(r"BLEU-4 +\d\.\d{3} of 20 tokens", out)) == 2
-    assert [question in out for question, _ in demo.QUESTIONS] == [True] * 3
-    assert out.count("without the article") == 3
+    assert [question in out for question, _ in demo.QUESTIONS] == [True] * 5
+    assert re.search(r"the article +\d+ tokens: 1\d\d slots, [\d,]+ bytes from 16x; \d\d slots, ", out)
+    assert len(re.findall(r"^   right (?:from 16x|from 32x|without the article) +0 of 5$", out, re.MULTILINE)) == 3
     assert re.search(r"appended +the article: 1,4\d\d tokens, then 3,\d{3}\n", out)
     assert "Done in" in out
 
