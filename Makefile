@@ -44,7 +44,7 @@ $(STAMP): setup.cfg
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
-demo: venv  ## compress a long text with the trained checkpoint, and ask about it; for example ARGS="--tokens 32768"
+demo: venv  ## compress a long text with the trained checkpoint, and ask about it; for example ARGS="--tokens 8192"
 	@$(VENV)/bin/python examples/demo.py $(ARGS)
 
 test: venv  ## the tests that need neither minutes, nor a GPU, nor a network
