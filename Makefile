@@ -44,8 +44,8 @@ $(STAMP): setup.cfg
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
-demo: venv  ## compress a real text with a real model and read it back
-	@$(VENV)/bin/python examples/demo.py
+demo: venv  ## compress a long text with the trained checkpoint, and ask about it; for example ARGS="--tokens 8192"
+	@$(VENV)/bin/python examples/demo.py $(ARGS)
 
 test: venv  ## the tests that need neither minutes, nor a GPU, nor a network
 	@$(VENV)/bin/pytest --quiet --numprocesses $(WORKERS) --dist loadfile $(ARGS)

@@ -28,7 +28,6 @@ PROMPTS = ("\nWho is this text about?", "\nIn one sentence, the text says that")
 BARE_PROMPT = "The lighthouse keeper counted"
 # Ids are compared up to here, and a passage is read back up to there: a minute has to do.
 SHORT, LONG = 24, 128
-MOST_BYTES = 32_000_000
 # Logits in float32 on another machine, of another build of torch; and what a passage may lose by near ties.
 TOLERANCE, SLACK = 2e-3, 0.05
 
@@ -101,27 +100,6 @@ def check(folder: Path, base: str | Path, file: Path) -> list[str]:
     """The differences of a checkpoint to its golden file."""
     recorded = json.loads(file.read_text(encoding="utf-8"))
     return differences(recorded, measure(folder, base, recorded["passages"]))
-
-
-def faults(folder: Path) -> list[str]:
-    """What a checkpoint must not be shipped with, in words."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    found = []
-    if not config.get("adapter_only") or not config.get("base_fingerprint"):
-        found.append("it is no adapter-only checkpoint that knows its base by a fingerprint")
-    if Path(str(config.get("base_model_name_or_path"))).is_absolute():
-        found.append(f"its base lies at {config['base_model_name_or_path']}, on one machine; name it")
-    left = [file.name for file in sorted(folder.iterdir()) if file.suffix in (".bin", ".pt", ".pth")]
-    if left:
-        found.append(f"{', '.join(left)} are of its training")
-    own = {file.name: file.read_bytes() for file in (FOLDER.parents[1] / "modeling").glob("*.py")}
-    old = [file.name for file in sorted(folder.glob("*.py")) if own.get(file.name) != file.read_bytes()]
-    if old:
-        found.append(f"its code is not that of modeling/: {', '.join(old)}; save it again")
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    if size > MOST_BYTES:
-        found.append(f"its weights have {size} bytes, at most {MOST_BYTES} are shipped")
-    return found
 
 
 def main() -> None:

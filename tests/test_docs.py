@@ -80,8 +80,17 @@ def test_the_file_tables_of_the_architecture_are_complete():
             assert (folder == "modeling" and file.name == "__init__.py") or f"`{file.name}`" in text, file
 
 
-def test_the_demo_runs(tmp_path):
-    command = [sys.executable, ROOT / "examples" / "demo.py", "--steps", "2", "--passages", "2", "--tokens", "150"]
+def test_the_demo_without_a_checkpoint_runs(tmp_path):
+    command = [
+        sys.executable,
+        ROOT / "examples" / "demo_fresh.py",
+        "--steps",
+        "2",
+        "--passages",
+        "2",
+        "--tokens",
+        "150",
+    ]
     done = subprocess.run([*command, "--output", tmp_path / "out"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search(r"before training +0\.\d{3}\n +after \d+ s of training +0\.\d{3}", done.stdout)
