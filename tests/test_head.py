@@ -7,6 +7,7 @@ from generating import EXACT, NEW, assert_decoded, decode, never_ending
 from tiny import RATIO, SEGMENT, VARIANTS, WINDOW, pad, ratio_of_norms, rcc_model, tokens
 
 from rcc_hf import RCCMemory
+from rcc_hf.modeling.positions_rcc import slot_positions
 
 HEAD = 5
 ROWS = (70, 3, 24, 6)  # 4 segments and 1 token; all of it head; 1 segment and 3; nothing compressed
@@ -34,7 +35,12 @@ def by_hand(model, ids, memory, prompt):
     state = tuple(layer.unflatten(0, (len(ids), 4)).flatten(1, 2) for layer in state)
     embed = model.get_input_embeddings()
     rows = embed(torch.cat([ids[:, :HEAD], memory.local_ids, prompt], 1))
-    hidden = scheme.decode(decoder, state, rows, None, None, num_head=HEAD).last_hidden_state
+    width = state[0].shape[1]
+    slots, shift = slot_positions(model.config, None, (len(ids), width), "cpu", [RATIO] * width)
+    local = torch.arange(HEAD + width, rows.shape[1] + width).expand(len(ids), -1) - shift
+    positions = torch.cat([torch.arange(HEAD).expand(len(ids), -1), slots + HEAD, local], 1)
+    mask = torch.ones_like(positions)  # without, the library takes positions that jump for packed sequences
+    hidden = scheme.decode(decoder, state, rows, mask, positions, num_head=HEAD).last_hidden_state
     return model.lm_head(hidden[:, -prompt.shape[1] :])
 
 

@@ -58,6 +58,7 @@ def test_from_base_sorts_its_arguments(bases):
         "write_rank": 2,
         "read_rank": 0,
         "map_rank": None,
+        "mark_slots": False,
         "adapter_scale": 1.5,
         "targets": ("q_proj", "v_proj"),
     }

@@ -178,3 +178,36 @@ def makes_keys_and_values(name: str) -> bool:
     """Whether a slot's key and value depend on this parameter when slots are replaced in every layer: with "replace" a
     memory holds keys and values, not states, so that its part in their making is out of reach."""
     return any(part in name for part in ("k_proj", "v_proj", "input_layernorm", "slot_map"))
+
+
+@torch.no_grad()
+def test_a_marked_compressor_knows_the_ratio():
+    """What a token that is a slot at both ratios becomes depends on the ratio, if slots are marked."""
+    for marked in (False, True):
+        model = rcc_model(scheme_options={"mark_slots": marked})
+        scheme, decoder = model.model.scheme, model.model.language_model
+        assert scheme.nested_ratios is not marked
+        fine, coarse = (scheme.write(decoder, scheme.empty(decoder, 2), tokens(2, SEGMENT), ratio) for ratio in (4, 8))
+        same = [ratio_of_norms(a[:, 1::2], b) <= 1e-12 for a, b in zip(fine, coarse, strict=True)]
+        assert same == ([True, False, False] if marked else [True] * 3)
+
+
+@torch.no_grad()
+def test_marks_are_added_to_slots_alone_and_are_nothing_at_start():
+    model = rcc_model(scheme_options={"mark_slots": True})
+    mark = model.model.language_model.layers[0].rcc.mark
+    hidden = torch.zeros(2, 8, 32, dtype=torch.float64)
+    marked = mark(hidden, 4)
+    assert torch.equal(marked[:, 3::4], mark.vector.expand(2, 2, 32))
+    assert not marked[:, [0, 1, 2, 4, 5, 6]].any()
+    mark.initialize()
+    assert not mark.vector.any()
+    assert all(layer.rcc.mark is None for layer in model.model.language_model.layers[1:])
+
+
+def test_marks_are_trained_with_the_compressor():
+    model = rcc_model(scheme_options={"mark_slots": True})
+    model.freeze_base()
+    ids = tokens(2, SEGMENT)
+    model(ids, context_ids=ids, labels=ids).loss.backward()
+    assert model.model.language_model.layers[0].rcc.mark.vector.grad.abs().sum() > 0

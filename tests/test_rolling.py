@@ -4,7 +4,7 @@
 import pytest
 import torch
 from generating import EXACT, decode, never_ending, padded
-from tiny import RATIO, SEGMENT, VARIANTS, WINDOW, pad, ratio_of_norms, rcc_model, tokens
+from tiny import RATIO, SEGMENT, VARIANTS, WINDOW, pad, ratio_of_norms, rcc_model, skip_if_it_cannot_recompress, tokens
 
 from rcc_hf import RCCMemory
 from rcc_hf.modeling.cache_rcc import RCCCache
@@ -175,6 +175,7 @@ def slots_of(memory) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("when_full", ["drop", "recompress"])
 def test_generating_within_a_budget(model, when_full):
+    skip_if_it_cannot_recompress(model, when_full)
     settings = {"rolling": True, "max_slots": 10, "when_full": when_full}
     output = model.generate(
         tokens(2, 40), **settings, max_new_tokens=200, do_sample=False, return_dict_in_generate=True
@@ -212,6 +213,7 @@ def test_dropping_goes_by_the_slots_of_each_segment(model):
 
 def test_recompressing_is_compressing_at_a_higher_ratio(model):
     """Old segments at twice and four times the ratio, as if they had been compressed so from their text."""
+    skip_if_it_cannot_recompress(model)
     ids = tokens(1, 96)
     bounded = Rolling(max_slots=14, when_full="recompress").bound(model.compress(ids))
     assert bounded.slot_counts == (1, 1, 2, 2, 4, 4)
@@ -225,6 +227,7 @@ def test_recompressing_is_compressing_at_a_higher_ratio(model):
 
 
 def test_recompressing_ends_in_dropping(model):
+    skip_if_it_cannot_recompress(model)
     bounded = Rolling(max_slots=3, when_full="recompress").bound(model.compress(tokens(1, 96)))
     assert bounded.slot_counts == (1, 1, 1)
     expected = model.compress(tokens(1, 96)[:, 80:], ratio=16)

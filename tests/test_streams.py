@@ -6,7 +6,18 @@ import random
 import pytest
 import torch
 from generating import EXACT, never_ending
-from tiny import RATIO, SEGMENT, VARIANTS, WINDOW, pad, ratio_of_norms, rcc_model, text_config, tokens
+from tiny import (
+    RATIO,
+    SEGMENT,
+    VARIANTS,
+    WINDOW,
+    pad,
+    ratio_of_norms,
+    rcc_model,
+    skip_if_it_cannot_recompress,
+    text_config,
+    tokens,
+)
 from transformers import GenerationConfig
 
 from rcc_hf import RCCMemory, RCCStream
@@ -265,6 +276,7 @@ def test_streamers_see_the_end_of_the_prompt_and_every_new_token(one):
 
 @pytest.mark.parametrize("after", [3, 70])
 def test_going_on_from_a_saved_memory(model, after, tmp_path):
+    skip_if_it_cannot_recompress(model)
     settings = {"head_length": 5, "max_slots": 30, "when_full": "recompress"}
     stream = RCCStream(model, **settings)
     stream.append(tokens(2, after))
@@ -304,6 +316,7 @@ def test_streams_on_one_model_do_not_mix(model):
 @pytest.mark.parametrize("when_full", ["drop", "recompress"])
 @pytest.mark.parametrize("max_slots", [4, 9, 22])
 def test_pieces_do_not_matter_under_a_budget(model, when_full, max_slots):
+    skip_if_it_cannot_recompress(model, when_full)
     ids, options = tokens(2, 300), {"max_slots": max_slots, "when_full": when_full, "head_length": 5}
     once = RCCStream(model, **options)
     once.append(ids)
@@ -318,6 +331,7 @@ def test_pieces_do_not_matter_under_a_budget(model, when_full, max_slots):
 
 @pytest.mark.parametrize("when_full", ["drop", "recompress"])
 def test_generating_under_a_budget(model, when_full):
+    skip_if_it_cannot_recompress(model, when_full)
     options = {"max_slots": 10, "when_full": when_full}
     stream, other = RCCStream(model, **options), RCCStream(model, **options)
     for turn in range(4):

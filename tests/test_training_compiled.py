@@ -6,6 +6,7 @@ import torch
 from tiny import SEGMENT, VARIANTS, ratio_of_norms, rcc_model, text_config, tokens
 from training_runs import Mixed, fresh, gradients, parameters, settings, trainer_of
 
+from rcc_hf.modeling.adapters_rcc import LowRankAdapter
 from rcc_hf.training import running as running_module
 from rcc_hf.training import train
 from rcc_hf.training.compiling import compiled_blocks
@@ -73,6 +74,22 @@ def test_compilations_do_not_grow_with_layers(counters, dynamic, most):
         found.add(counters["stats"]["unique_graphs"])
     assert len(found) == 1
     assert found.pop() <= most
+
+
+def test_adapters_are_merged_while_compiled_layers_are_trained(monkeypatch):
+    model, merged = trained_model(3), []
+    plain = LowRankAdapter.merged
+    monkeypatch.setattr(LowRankAdapter, "merged", lambda *arguments: merged.append(1) or plain(*arguments))
+    expected = step(model, 4, 1)
+    assert not merged
+    with compiled_blocks(model, backend="eager"):
+        assert_same(step(model, 4, 1), expected)
+        assert merged
+        merged.clear()
+        model.compress(tokens(1, SEGMENT))
+        with torch.no_grad():
+            model(tokens(1, 4), context_ids=tokens(1, SEGMENT))
+    assert not merged
 
 
 def test_nothing_is_compiled_in_evaluation_mode_and_nothing_left_behind(counters):

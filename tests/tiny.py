@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny models and inputs, made in code."""
 
+import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -77,6 +78,12 @@ def rcc_model(
     model = RCCForCausalLM._from_config(config, attn_implementation=attn).to(dtype).eval()
     move_from_identity(model)
     return model
+
+
+def skip_if_it_cannot_recompress(model, when_full: str = "recompress") -> None:
+    """Skip what needs a memory's slots to be thinned out, of a scheme that cannot."""
+    if when_full == "recompress" and not model.model.scheme.nested_ratios:
+        pytest.skip("slots of this scheme cannot be thinned out")
 
 
 @torch.no_grad()
