@@ -205,6 +205,15 @@ def test_marks_are_added_to_slots_alone_and_are_nothing_at_start():
     assert all(layer.rcc.mark is None for layer in model.model.language_model.layers[1:])
 
 
+@torch.no_grad()
+def test_the_first_state_of_a_slot_has_the_mark():
+    model = rcc_model(scheme_options={"mark_slots": True})
+    scheme, decoder = model.model.scheme, model.model.language_model
+    state = scheme.write(decoder, scheme.empty(decoder, 2), tokens(2, SEGMENT), 4)
+    expected = model.get_input_embeddings()(tokens(2, SEGMENT)[:, 3::4]) + decoder.layers[0].rcc.mark.vector
+    assert torch.equal(state[0], expected)
+
+
 def test_marks_are_trained_with_the_compressor():
     model = rcc_model(scheme_options={"mark_slots": True})
     model.freeze_base()

@@ -38,6 +38,17 @@ def loss_of(model, labels, **options):
     )
 
 
+def test_places_that_predict_nothing_count_for_nothing():
+    model, inputs = rcc_model(), batch()
+    hidden = model.model(inputs["input_ids"], context_ids=inputs["context_ids"]).last_hidden_state
+    plain, filled = (
+        loss_of(model, inputs["labels"], places=predicting_places(inputs["labels"], multiple)) for multiple in (1, 8)
+    )
+    assert ratio_of_norms(filled(hidden), plain(hidden)) <= 1e-12
+    assert ratio_of_norms(filled.sums, plain.sums) <= 1e-12
+    assert plain.sums[3] == 15
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])
 @pytest.mark.parametrize("chunk", [1, 4, 100])
 def test_it_equals_the_loss_of_the_model_with_all_gradients(family, chunk):
