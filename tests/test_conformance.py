@@ -3,7 +3,17 @@
 
 import pytest
 import torch
-from tiny import SEGMENT, VARIANTS, WINDOW, base_with_weights_of, pad, ratio_of_norms, rcc_model, text_config, tokens
+from tiny import (
+    SEGMENT,
+    WINDOW,
+    WRITTEN_VARIANTS,
+    base_with_weights_of,
+    pad,
+    ratio_of_norms,
+    rcc_model,
+    text_config,
+    tokens,
+)
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import DynamicCache
 
@@ -14,7 +24,7 @@ from rcc_hf.modeling.segments_rcc import count_segments
 
 REORDERED = 1e-10  # float64 sums in another order
 IN_FULL = {"max_new_tokens": 6, "min_new_tokens": 6, "output_logits": True, "return_dict_in_generate": True}
-pytestmark = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+pytestmark = pytest.mark.parametrize("variant", WRITTEN_VARIANTS.values(), ids=WRITTEN_VARIANTS)
 
 
 def gradients(model) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import VARIANTS, VOCAB, base_model, rcc_model
+from tiny import VOCAB, WRITTEN_VARIANTS, base_model, rcc_model
 from torch import nn
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -52,7 +52,7 @@ def measure_base() -> dict:
 @torch.no_grad()
 def measure(variant: str) -> dict:
     """What a tiny model of a scheme computes, in float64, in every way that it can be called."""
-    model = fill(rcc_model(**VARIANTS[variant]))
+    model = fill(rcc_model(**WRITTEN_VARIANTS[variant]))
     context, prompt = ids(CONTEXT), ids(PROMPT, CONTEXT)
     memory = model.compress(context)
     half = model.compress(context[:, :32], ratio=8)
@@ -81,7 +81,7 @@ def test_the_base_computes_what_it_did():
     assert measure_base()["logits"] == pytest.approx(golden(TINY)["base"]["logits"], abs=1e-8, rel=0)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", WRITTEN_VARIANTS)
 def test_a_scheme_computes_what_it_did(variant):
     recorded = golden(TINY)
     assert variant in recorded, f"{variant} is not recorded; {COMMAND}"
@@ -99,4 +99,4 @@ def write(file: Path, content: dict) -> None:
 
 
 if __name__ == "__main__":
-    write(TINY, {"base": measure_base()} | {variant: measure(variant) for variant in VARIANTS})
+    write(TINY, {"base": measure_base()} | {variant: measure(variant) for variant in WRITTEN_VARIANTS})

@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from tiny import SEGMENT, VARIANTS, ratio_of_norms, rcc_model, text_config, tokens
+from tiny import SEGMENT, WRITTEN_VARIANTS, ratio_of_norms, rcc_model, text_config, tokens
 from training_runs import Mixed, fresh, gradients, parameters, settings, trainer_of
 
 from rcc_hf.modeling.adapters_rcc import LowRankAdapter
@@ -48,9 +48,9 @@ def trained_model(layers=6, **options):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", WRITTEN_VARIANTS)
 def test_losses_and_gradients_are_the_same(variant, checkpointing):
-    model = trained_model(4, **VARIANTS[variant])
+    model = trained_model(4, **WRITTEN_VARIANTS[variant])
     if checkpointing:
         model.gradient_checkpointing_enable()
     expected = [step(model, *how) for how in STEPS[:2]]

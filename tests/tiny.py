@@ -24,8 +24,10 @@ VARIANTS = {
     for wiring in (WIRINGS if "wiring" in option_names(name) else (None,))
 }
 VARIANTS["rcc-spread"] = {"scheme": "rcc", "spread_slots": True}
-VARIANTS["rcc-marked"] = {"scheme": "rcc", "scheme_options": {"mark_slots": True}}
-"""Every scheme, in every wiring it has, with slots spread, and with slots marked: options of `rcc_model`."""
+"""Every scheme, in every wiring it has, and with slots spread: options of `rcc_model`."""
+
+WRITTEN_VARIANTS = VARIANTS | {"rcc-marked": {"scheme": "rcc", "scheme_options": {"mark_slots": True}}}
+"""Those too that differ in what is written alone, not in what becomes of it: for tests of schemes."""
 
 
 def text_config(family: str = "llama", **overrides):
