@@ -50,7 +50,8 @@ class RCCConfig(PreTrainedConfig):
         fit_positions: when slots and text need more positions than the base was trained for: whether to spread slots
             evenly over `slot_positions` positions (at fractions) instead of refusing.
         slot_positions: positions that fitted or spread slots have; the rest of the base's range is for local and new
-            tokens. Default: half of the range.
+            tokens. Default: half of the range, or with `spread_slots` what a full window and an eighth leave of it, if
+            that is less.
         encode_batch_tokens: how many tokens the compressor sees in one forward call.
         base_model_name_or_path: where the base's weights came from.
         adapter_only: whether the checkpoint holds the compressor alone, and the base is loaded from elsewhere.
@@ -104,7 +105,7 @@ class RCCConfig(PreTrainedConfig):
         self.spread_slots = spread_slots
         self.fit_positions = fit_positions
         if slot_positions is None and self.max_positions is not None:
-            slot_positions = max(1, self.max_positions // 2)
+            slot_positions = self._default_slot_positions()
         self.slot_positions = slot_positions
         self.encode_batch_tokens = encode_batch_tokens
         self.base_model_name_or_path = base_model_name_or_path
@@ -170,6 +171,13 @@ class RCCConfig(PreTrainedConfig):
     def _default_window(self) -> int:
         half = self.max_positions // 2 if self.max_positions else 4 * self.segment_length
         return max(self.segment_length, min(4 * self.segment_length, half))
+
+    def _default_slot_positions(self) -> int:
+        half = self.max_positions // 2
+        if not self.spread_slots:
+            return half
+        # spread slots of a long text take all of it, and a full window and new tokens have to find room beside
+        return max(1, min(half, self.max_positions - self.window - max(self.segment_length, self.max_positions // 8)))
 
     def _check_numbers(self) -> None:
         if self.max_positions and not 1 <= self.slot_positions < self.max_positions:

@@ -102,7 +102,8 @@ def _merges(linear: nn.Module, current: Pass) -> bool:
     """
     if not (torch.compiler.is_compiling() and torch.is_grad_enabled()):
         return False
-    return current.rows is None and type(linear) is nn.Linear
+    # quantised weights are modules or parameters of another type
+    return current.rows is None and type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
 
 
 def install_hooks(layers: nn.ModuleList) -> None:

@@ -63,9 +63,8 @@ class Plan:
         if memory is not None:
             heads, width = head_sizes(memory), sum(memory.slot_counts)
             slots = [width] * batch_size if memory.mask is None else memory.mask.sum(1).tolist()
-            each = torch.tensor(slot_tokens(memory.segment_length, memory.slot_counts), dtype=torch.long)
-            real = torch.ones(batch_size, width) if memory.mask is None else memory.mask.cpu()
-            tokens = (real.long() * each).sum(1).tolist()
+            each = slot_tokens(memory.segment_length, memory.slot_counts, memory.mask)
+            tokens = each.sum(1).tolist() if isinstance(each, torch.Tensor) else [sum(each)] * batch_size
             rest = [a + b for a, b in zip(rest, local_sizes(memory), strict=True)]
         most = wanted * (batch_size // len(wanted))
         filling = [min(max(0, m - head), n) for m, head, n in zip(most, heads, rest, strict=True)]

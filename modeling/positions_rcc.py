@@ -7,9 +7,17 @@ import torch
 from torch import Tensor
 
 
-def slot_tokens(segment_length: int, slot_counts: Sequence[int]) -> list[int]:
-    """How many source tokens each slot stands for, of segments with so many slots each."""
-    return [segment_length // count for count in slot_counts for _ in range(count)]
+def slot_tokens(segment_length: int, slot_counts: Sequence[int], mask: Tensor | None) -> Sequence[int] | Tensor:
+    """How many source tokens each slot stands for: M numbers, or with a mask `[B, M]`, 0 where a row has no slot.
+
+    Args:
+        slot_counts: slots of each segment, of the row that has most.
+        mask: `[B, M]`; rows may have been compressed at different ratios.
+    """
+    if mask is None:
+        return [segment_length // count for count in slot_counts for _ in range(count)]
+    blocks = mask.long().split(list(slot_counts), 1)
+    return torch.cat([block * (segment_length // block.sum(1, keepdim=True).clamp(min=1)) for block in blocks], 1)
 
 
 def slots_reach(config, num_slots: int, num_tokens: int) -> int:
@@ -27,7 +35,7 @@ def slots_reach(config, num_slots: int, num_tokens: int) -> int:
 
 
 def slot_positions(
-    config, mask: Tensor | None, shape: tuple[int, int], device, tokens: Sequence[int] | None = None
+    config, mask: Tensor | None, shape: tuple[int, int], device, tokens: Sequence[int] | Tensor | None = None
 ) -> tuple[Tensor, Tensor | int]:
     """Positions of the slots `[B, M]`, and how far local positions move down because of them.
 
@@ -42,7 +50,7 @@ def slot_positions(
     Args:
         mask: `[B, M]`, 0 where a row has no slot; None if all are real.
         shape: `(B, M)`.
-        tokens: source tokens of each of the M slots (`slot_tokens`).
+        tokens: source tokens of each of the M slots, or of each row's (`slot_tokens`).
     """
     batch_size, width = shape
     if config.spread_slots:
@@ -63,15 +71,20 @@ def slot_positions(
     return index * torch.where(excess > 0, room / counts.clamp(min=1), 1.0), excess
 
 
-def _spread(config, mask: Tensor | None, batch_size: int, tokens: Sequence[int], device) -> tuple[Tensor, Tensor | int]:
-    width, alike = len(tokens), len(set(tokens)) == 1
-    sizes = torch.full((width,), tokens[0], device=device) if alike else torch.tensor(tokens, device=device)
+def _spread(
+    config, mask: Tensor | None, batch_size: int, tokens: Sequence[int] | Tensor, device
+) -> tuple[Tensor, Tensor | int]:
     if mask is None:
+        tokens = list(tokens)
+        width, alike = len(tokens), len(set(tokens)) == 1
+        # numbers that are alike need not go to the device, which would wait for them
+        sizes = torch.full((width,), tokens[0], device=device) if alike else torch.tensor(tokens, device=device)
         last, total = (sizes.cumsum(0) - 1).expand(batch_size, width), sum(tokens)
         reach = slots_reach(config, width, total)
         return (last if reach == total else last * (reach / total)), width - reach
-    last = ((mask.long() * sizes).cumsum(1) - 1).clamp(min=0)
-    totals, counts = (mask.long() * sizes).sum(1).tolist(), mask.long().sum(1).tolist()
+    each = tokens if isinstance(tokens, Tensor) else mask.long() * torch.tensor(tokens, device=device)
+    last = (each.cumsum(1) - 1).clamp(min=0)
+    totals, counts = each.sum(1).tolist(), mask.long().sum(1).tolist()
     reaches = [slots_reach(config, count, total) for count, total in zip(counts, totals, strict=True)]
     shrink = [reach / max(1, total) for reach, total in zip(reaches, totals, strict=True)]
     shift = [count - reach for count, reach in zip(counts, reaches, strict=True)]
@@ -115,6 +128,12 @@ def check_positions(config, needed: int, position_ids: Tensor | None = None, rat
             return
     ratio = config.check_ratio(ratio)
     remedy = "Use a higher ratio, a smaller window or fewer new tokens"
+    if config.spread_slots and config.slot_positions:
+        raise ValueError(
+            f"slots, local tokens and new tokens need {needed} positions, but the base was trained for {limit}, of "
+            f"which spread slots take up to {config.slot_positions}. Use fewer new tokens, a smaller window or a "
+            "smaller config.slot_positions; for more slots than these, config.fit_positions=True or a higher ratio"
+        )
     if not config.fit_positions:
         remedy += ", or set config.fit_positions=True, which spreads the slots over fewer positions"
     raise ValueError(

@@ -227,6 +227,12 @@ def test_lengths_are_rounded_up(length, width):
     assert batch["context_ids"].shape == (2, 4)
 
 
+@pytest.mark.parametrize(("length", "width"), [(5, 20), (20, 20), (25, 25)])
+def test_lengths_are_not_rounded_beyond_what_there_is(length, width):
+    batch = collate(rows((4, 3), (4, length)), pad_id=99, multiple=8, most=20)
+    assert batch["input_ids"].shape == (2, width)
+
+
 def test_examples_that_do_not_belong_together():
     one, two = rows((4, 3), (4, 3))
     with pytest.raises(ValueError, match=r"different values of ratio: 2, 4.*group_size"):

@@ -5,8 +5,8 @@ import pytest
 import torch
 from tiny import SEGMENT, ratio_of_norms, rcc_model, text_config, tokens
 
-from rcc_hf import RCCConfig
-from rcc_hf.modeling.positions_rcc import local_positions, moved_up, slot_positions, slots_reach
+from rcc_hf import RCCConfig, RCCMemory
+from rcc_hf.modeling.positions_rcc import local_positions, moved_up, slot_positions, slot_tokens, slots_reach
 
 WIRINGS = pytest.mark.parametrize("wiring", ["replace", "add"])
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
@@ -195,3 +195,23 @@ def test_rows_of_a_ragged_spread_batch_equal_single_rows_with_beams():
     for row in range(2):
         alone = model.generate(ids[row : row + 1, mask[row].argmax() :], num_beams=3, **GREEDY)[:, -6:]
         assert torch.equal(batch[row : row + 1], alone)
+
+
+def test_spread_slots_of_rows_of_different_ratios():
+    """A row with fewer slots in a segment has each stand for more tokens."""
+    model = short_model(spread_slots=True, slot_positions=30)
+    rows = [model.compress(tokens(1, 2 * SEGMENT, seed=n), ratio=ratio) for n, ratio in ((1, 4), (2, 8))]
+    stacked, prompt = RCCMemory.stack(rows), tokens(2, 9, seed=3)
+    together = model(prompt, memory=stacked).logits
+    for row in range(2):
+        alone = model(prompt[row : row + 1], memory=rows[row]).logits
+        assert ratio_of_norms(together[row : row + 1], alone) <= 1e-10
+    assert slot_tokens(16, (4, 4), stacked.mask).sum(1).tolist() == [32, 32]
+
+
+def test_spread_slots_leave_room_for_a_window_and_new_text():
+    usual, spread = (config(spread_slots=value) for value in (False, True))
+    assert usual.slot_positions == usual.max_positions // 2
+    tight = RCCConfig(text_config=text_config(), segment_length=SEGMENT, ratio=4, window=256, spread_slots=True)
+    assert tight.slot_positions + tight.window <= tight.max_positions - SEGMENT
+    assert spread.slot_positions == usual.slot_positions  # the window is short

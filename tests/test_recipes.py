@@ -15,8 +15,9 @@ from tiny import base_model
 from transformers import TrainerCallback
 
 from rcc_hf.cli import main
+from rcc_hf.objectives import Phases
 from rcc_hf.recipes import OBJECTIVES, Recipe, build_objectives, read_recipe, read_sources
-from rcc_hf.recipes.running import run_recipe
+from rcc_hf.recipes.running import _held_out_shapes, run_recipe
 from rcc_hf.training import TrainSettings
 
 SHIPPED = sorted(Path(__file__).parents[1].glob("examples/recipes/*.yaml"))
@@ -245,3 +246,10 @@ def test_shipped_recipes_run(file, tmp_path):
     """Their trial run, on the real base."""
     assert main(["train", str(file), "--tiny", "--output", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "model.safetensors").stat().st_size < 16 * 2**20
+
+
+def test_held_out_texts_are_as_long_as_those_that_are_rebuilt():
+    phase = {"ratios": [4, 8], "segments": 1, "objectives": ["reconstruction", "needles"]}
+    phases = Phases.parse(phase | {"segments_of": {"reconstruction": [2, 4], "needles": 8}})
+    assert _held_out_shapes(phases, None) == [(4, 2), (4, 4), (8, 2), (8, 4)]
+    assert _held_out_shapes(phases, [16]) == [(16, 2), (16, 4)]

@@ -174,6 +174,18 @@ def slots_of(memory) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("when_full", ["drop", "recompress"])
+def test_rows_of_different_lengths_within_a_budget_equal_single_rows(model, when_full):
+    skip_if_it_cannot_recompress(model, when_full)
+    settings = {"rolling": True, "max_slots": 12, "when_full": when_full, "max_new_tokens": 40, "do_sample": False}
+    settings |= {"eos_token_id": None, "pad_token_id": 0}
+    rows = [tokens(1, n, seed=n)[0] for n in (150, 61)]
+    ids, mask = pad(rows)
+    together = model.generate(ids, attention_mask=mask, **settings)[:, ids.shape[1] :]
+    for row, new in zip(rows, together, strict=True):
+        assert torch.equal(model.generate(row[None], **settings)[0, len(row) :], new)
+
+
+@pytest.mark.parametrize("when_full", ["drop", "recompress"])
 def test_generating_within_a_budget(model, when_full):
     skip_if_it_cannot_recompress(model, when_full)
     settings = {"rolling": True, "max_slots": 10, "when_full": when_full}

@@ -18,6 +18,7 @@ from shipping_tiny import trained_output
 from rcc_hf.checkpoints import load_model, load_tokenizer
 from rcc_hf.cli import main
 from rcc_hf.shipping import faults, pack, read_facts, result_tables
+from rcc_hf.shipping.facts import check_steps
 
 CARDS = Path(__file__).parent.parent / "examples" / "cards"
 FACTS = {
@@ -191,6 +192,15 @@ def test_facts_of_another_training_are_refused(tiny, ship, tmp_path):
     (tmp_path / "facts.yml").write_text(yaml.safe_dump({**FACTS, "steps": 3000}))
     with pytest.raises(ValueError, match=r"mixture.json says 3100 steps, and the facts say 3000"):
         ship([str(tiny), str(tmp_path / "out"), "--facts", str(tmp_path / "facts.yml")])
+
+
+def test_facts_of_a_checkpoint_in_the_midst_are_refused(tmp_path):
+    (tmp_path / "facts.yml").write_text(yaml.safe_dump(FACTS))
+    facts = read_facts(tmp_path / "facts.yml")
+    check_steps(facts, tmp_path)
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"global_step": facts.steps - 1}))
+    with pytest.raises(ValueError, match=r"trainer_state.json says"):
+        check_steps(facts, tmp_path)
 
 
 def test_results_without_a_metric_make_no_table(tmp_path):

@@ -168,6 +168,17 @@ def test_other_attention_is_refused(monkeypatch):
         check_recordable(model)
 
 
+def test_rotary_positions_that_look_at_lengths_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    model = rcc_model()
+    model.config.text_config.rope_parameters = {"rope_type": "default", "rope_theta": 1e4}
+    check_recordable(model)
+    for scaled in ({"rope_type": "dynamic"}, {"full_attention": {"rope_type": "longrope"}}):
+        model.config.text_config.rope_parameters = scaled
+        with pytest.raises(ValueError, match=r"rope_type (dynamic|longrope)"):
+            check_recordable(model)
+
+
 def test_no_device_is_said_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="needs a CUDA device"):

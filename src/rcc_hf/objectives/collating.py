@@ -17,7 +17,7 @@ _SHARED = ("ratio", "objective")
 
 
 def collate(
-    examples: Sequence[Mapping[str, Any]], pad_id: int, *, multiple: int = 1
+    examples: Sequence[Mapping[str, Any]], pad_id: int, *, multiple: int = 1, most: int | None = None
 ) -> dict[str, Tensor | int | str | None]:
     """A batch of examples, padded on the right.
 
@@ -29,6 +29,7 @@ def collate(
         pad_id: At padding.
         multiple: Pad local tokens and teacher to a multiple of so many, and up to 16 times of it to one of 4 times as
             many, so that batches have few shapes.
+        most: But to no more than so many, unless an example is longer.
 
     Returns:
         `input_ids`, `labels` `[B, T]`; `context_ids` `[B, N]`, with `context_mask` only if contexts differ in length or
@@ -42,10 +43,10 @@ def collate(
     batch: dict[str, Any] = {name: examples[0][name] for name in _SHARED if name in examples[0]}
     for name in _LABELS:
         if name in examples[0]:
-            batch[name] = _pad([example[name] for example in examples], IGNORED, multiple)
+            batch[name] = _pad([example[name] for example in examples], IGNORED, multiple, most)
     for name in _PADDED:
         if name in examples[0]:
-            batch[name] = _pad([example[name] for example in examples], pad_id, multiple)
+            batch[name] = _pad([example[name] for example in examples], pad_id, multiple, most)
     if "context_ids" in examples[0]:
         batch |= _contexts(examples, pad_id)
     return batch
@@ -74,11 +75,13 @@ def _check_alike(examples: Sequence[Mapping[str, Any]]) -> None:
         raise ValueError(f"the examples of a batch have different keys: {' and '.join(map(str, sorted(keys)))}")
 
 
-def _pad(rows: Sequence[Tensor], value: int, multiple: int) -> Tensor:
+def _pad(rows: Sequence[Tensor], value: int, multiple: int, most: int | None = None) -> Tensor:
     longest = max(map(len, rows))
     if multiple > 1 and longest <= 16 * multiple:
         multiple *= 4
     width = -(-longest // multiple) * multiple
+    if most is not None and width > most:
+        width = max(longest, most)
     padded = rows[0].new_full((len(rows), width), value)
     for target, row in zip(padded, rows, strict=True):
         target[: len(row)] = row

@@ -73,7 +73,7 @@ def run_recipe(
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     prompt_ids = ensure_reconstruction_prompt(model, tokenizer)
     measuring = quality_callbacks(model, tokenizer, quality or QualitySettings(), prompt_ids)
-    pad = partial(collate, pad_id=pad_id, multiple=LENGTHS if settings.cuda_graphs else 1)
+    pad = partial(collate, pad_id=pad_id, multiple=LENGTHS if settings.cuda_graphs else 1, most=_most_local(model))
     return train(model, settings, mixture, held_out, tokenizer, [*callbacks, *measuring], collate=pad)
 
 
@@ -95,10 +95,22 @@ def _mixture(
     return mixture
 
 
+def _most_local(model: RCCForCausalLM) -> int | None:
+    """The length up to which local tokens may be padded: beyond, padding could need more positions than there are."""
+    config = model.config
+    if config.max_positions is None or config.slot_positions is None:
+        return None
+    return int(config.max_positions - config.slot_positions)
+
+
 def _held_out_shapes(phases: Phases, ratios: Sequence[int] | None) -> list[tuple[int, int]]:
     """Ratios and numbers of segments at which held-out texts are measured."""
     last = phases[-1]
-    return [(ratio, number) for ratio in sorted(ratios or last.ratios) for number in sorted(last.segments)]
+    return [
+        (ratio, number)
+        for ratio in sorted(ratios or last.ratios)
+        for number in sorted(last.segments_for("reconstruction"))
+    ]
 
 
 def _held_out(

@@ -96,9 +96,9 @@ def check_steps(facts: TrainingFacts, source: str | Path) -> None:
     Raises:
         ValueError: the output says that it has taken another number of steps.
     """
-    file = Path(source) / "mixture.json"
-    if file.exists():
-        found = json.loads(file.read_text(encoding="utf-8")).get("max_steps")
+    for name, key in (("mixture.json", "max_steps"), ("trainer_state.json", "global_step")):
+        file = Path(source) / name
+        found = json.loads(file.read_text(encoding="utf-8")).get(key) if file.exists() else facts.steps
         if found != facts.steps:
             raise ValueError(f"{file} says {found} steps, and the facts say {facts.steps}; give those of this training")
 

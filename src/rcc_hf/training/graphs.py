@@ -64,7 +64,7 @@ class CudaRecorder:
 
 
 class FlatGradients:
-    """Gradients of parameters as views of one buffer.
+    """Gradients of parameters as views of one buffer; zero, not None, where a step does not reach a parameter.
 
     Args:
         parameters: Of one dtype, on one device.
@@ -211,16 +211,30 @@ def check_recordable(model: RCCForCausalLM) -> None:
     """Whether steps of a model can be recorded here at all.
 
     Raises:
-        ValueError: there is no CUDA device, or the base's attention is another than "sdpa".
+        ValueError: there is no CUDA device, the base's attention is another than "sdpa", or its rotary positions are
+            scaled by how long a text is.
     """
     if not torch.cuda.is_available():
         raise ValueError("cuda_graphs needs a CUDA device, and there is none; leave it out")
+    scaled = rope_types(model.config.text_config) & {"dynamic", "longrope"}
+    if scaled:
+        raise ValueError(
+            f"cuda_graphs does not go with rope_type {', '.join(sorted(scaled))}, which looks at positions in every "
+            "pass; leave it out"
+        )
     attention = model.model.language_model.config._attn_implementation
     if attention != "sdpa":
         raise ValueError(
             f"cuda_graphs needs a base with attn_implementation sdpa, and this one has {attention}; load it with "
             "sdpa, or leave cuda_graphs out"
         )
+
+
+def rope_types(config: Any) -> set[str]:
+    """How a base scales its rotary positions; some do it for each kind of layer."""
+    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, Mapping)]
+    return {str(one["rope_type"]) for one in (parameters, *nested) if "rope_type" in one}
 
 
 @contextmanager

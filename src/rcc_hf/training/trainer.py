@@ -143,6 +143,8 @@ class RCCTrainer(Trainer):
             self._gradients = FlatGradients([p for p in core.parameters() if p.requires_grad])
             self._graphs = StepGraphs(self._graphed_loss, self._gradients, self.recorder)
         self._gradients.attach()
+        if num_items_in_batch is None:
+            raise ValueError("with cuda_graphs a step needs num_items_in_batch, as Trainer.train gives it")
         num_items = torch.as_tensor(num_items_in_batch, device=core.device)
         loss, sums = self._graphs.run(batch, num_items, record=can_record(core, batch))
         self._meters[True].add(objective, sums)
