@@ -77,8 +77,9 @@ def test_fitting_changes_something_and_steps_equal_one_pass(wiring):
     assert ratio_of_norms(wider(prompt, memory=memory).logits, whole) > 1e-3
 
 
-def test_rows_of_a_ragged_fitted_batch_equal_single_rows_with_beams():
-    model = short_model()
+@pytest.mark.parametrize("spread", [False, True])
+def test_rows_of_a_ragged_fitted_batch_equal_single_rows_with_beams(spread):
+    model = short_model(spread_slots=spread)
     ids = tokens(2, 12 * SEGMENT + 5)
     ids[1, : 7 * SEGMENT] = 0
     mask = (ids != 0).long()
@@ -184,17 +185,6 @@ def test_text_behind_spread_slots_is_refused_where_the_range_ends():
         model(tokens(1, 33), context_ids=tokens(1, 2 * SEGMENT))
     with pytest.raises(ValueError, match="positions, but the base was trained for 64"):
         model.generate(tokens(1, 9), memory=memory, **GREEDY | {"max_new_tokens": 30})
-
-
-def test_rows_of_a_ragged_spread_batch_equal_single_rows_with_beams():
-    model = short_model(spread_slots=True)
-    ids = tokens(2, 12 * SEGMENT + 5)
-    ids[1, : 7 * SEGMENT] = 0
-    mask = (ids != 0).long()
-    batch = model.generate(ids, attention_mask=mask, num_beams=3, **GREEDY)[:, ids.shape[1] :]
-    for row in range(2):
-        alone = model.generate(ids[row : row + 1, mask[row].argmax() :], num_beams=3, **GREEDY)[:, -6:]
-        assert torch.equal(batch[row : row + 1], alone)
 
 
 def test_spread_slots_of_rows_of_different_ratios():
