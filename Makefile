@@ -44,7 +44,7 @@ $(STAMP): setup.cfg
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
-demo: venv  ## compress a long text with the trained checkpoint, and ask about it; for example ARGS="--tokens 8192"
+demo: venv  ## compress a long text with the trained checkpoint (while there is none: with one trained for minutes), and ask about it
 	@$(VENV)/bin/python examples/demo.py $(ARGS)
 
 test: venv  ## the tests that need neither minutes, nor a GPU, nor a network
