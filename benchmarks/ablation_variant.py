@@ -97,13 +97,12 @@ def shares(phases: Phases) -> dict[Kind, float]:
     found: dict[Kind, float] = {}
     start = 0.0
     for phase in phases:
-        drawn = [
-            [(key, weight / sum(weights.values())) for key, weight in weights.items()]
-            for weights in (phase.ratios, phase.segments, phase.objectives)
-        ]
-        for parts in itertools.product(*drawn):
-            kind = tuple(key for key, _ in parts)
-            found[kind] = found.get(kind, 0.0) + (phase.until - start) * math.prod(share for _, share in parts)
+        for objective in phase.objectives:
+            drawn = (phase.ratios, phase.segments_for(objective), phase.objectives)
+            ratios, segments, objectives = ({k: w / sum(one.values()) for k, w in one.items()} for one in drawn)
+            for ratio, number in itertools.product(ratios, segments):
+                kind, share = (ratio, number, objective), ratios[ratio] * segments[number] * objectives[objective]
+                found[kind] = found.get(kind, 0.0) + (phase.until - start) * share
         start = phase.until
     return found
 
@@ -150,7 +149,7 @@ def train(job: Mapping[str, Any], output: Path) -> dict[str, Any]:
     rate = seconds_per_step(recipe, job["trial_steps"], ratios, job["dtype"])
     num_steps = max(2, round(job["seconds"] / rate))
     settings = settings_of(recipe, output, num_steps)
-    watch, lengths = Watch(num_steps), sorted(recipe.phases[-1].segments)
+    watch, lengths = Watch(num_steps), sorted(recipe.phases[-1].segments_for("reconstruction"))
     quality = QualitySettings()
     if job["bleu"]:
         quality = QualitySettings(

@@ -29,6 +29,7 @@ from rcc_hf.checkpoints import DTYPES, ensure_reconstruction_prompt, load_model,
 from rcc_hf.modeling.fingerprint_rcc import is_trained_part
 from rcc_hf.objectives import Mixture, collate
 from rcc_hf.recipes import OBJECTIVES, Recipe, build_objectives, read_recipe, read_sources
+from rcc_hf.recipes.running import mixture_of
 from rcc_hf.smollm import resolve_base
 from rcc_hf.surroundings import surroundings
 from rcc_hf.training import TrainSettings
@@ -113,19 +114,11 @@ def make_plan(recipe: Recipe, settings: argparse.Namespace, how: TrainSettings) 
     chosen = choose_objectives(recipe, settings.objectives)
     sources = read_sources(tokenizer, texts=recipe.texts, questions=recipe.questions, chats=recipe.chats)
     built = build_objectives(chosen, sources, tokenizer, ensure_reconstruction_prompt(model, tokenizer))
-    group_size = how.batch_size
-    step_size = group_size * settings.processes * how.accumulation_steps
-    mixture = Mixture(
-        dict.fromkeys(recipe.drawn()) | built,  # the others only take their turns
-        recipe.phases,
-        seed=how.seed,
-        num_steps=how.max_steps,
-        examples_per_step=step_size,
-        group_size=group_size,
-        segment_length=model.config.segment_length,
-    )
+    objectives = dict.fromkeys(recipe.drawn()) | built  # the others only take their turns
+    mixture = mixture_of(recipe, how, objectives, model.config.segment_length, settings.processes)
     num_parameters = sum(p.numel() for name, p in model.named_parameters() if is_trained_part(name))
-    return Plan(Uncompressed(mixture, list(built), group_size, step_size), tokenizer, num_parameters)
+    examples = Uncompressed(mixture, list(built), how.batch_size, len(mixture) // how.max_steps)
+    return Plan(examples, tokenizer, num_parameters)
 
 
 def base_of(recipe: Recipe, settings: argparse.Namespace) -> str:

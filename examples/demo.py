@@ -27,6 +27,7 @@ from rcc_hf.evaluation.examples import Example
 from rcc_hf.evaluation.fillers import TextFiller
 from rcc_hf.evaluation.metrics_text import bleu
 from rcc_hf.evaluation.needles import NeedleTask, needle_grid
+from rcc_hf.modeling.fingerprint_rcc import is_trained_part
 from rcc_hf.objectives.reconstruction import pad_segment
 from rcc_hf.prose import load_prose
 from rcc_hf.smollm import resolve_base
@@ -97,7 +98,7 @@ def load(checkpoint: Path, base: str) -> tuple[RCCForCausalLM, PreTrainedTokeniz
     plain = AutoModelForCausalLM.from_pretrained(resolve_base(base), dtype=torch.float32).eval()
     ids = encode(tokenizer, "The lighthouse keeper counted the ships", model.device)
     is_equal = torch.equal(model(ids).logits, plain(ids).logits)
-    trained = sum(p.numel() for name, p in model.named_parameters() if ".rcc." in name)
+    trained = sum(p.numel() for name, p in model.named_parameters() if is_trained_part(name))
     size = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
     print_table(
         ("parameters", f"{model.num_parameters() / 1e6:.1f} M, {trained / 1e6:.1f} M of them the compressor's"),

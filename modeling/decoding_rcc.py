@@ -114,7 +114,8 @@ def _front(model, memory: RCCMemory, head: Tensor | None, head_mask: Tensor | No
     batch_size, width = memory.batch_size, sum(memory.slot_counts)
     device = memory.local_ids.device
     mask = memory.mask
-    tokens = slot_tokens(memory.segment_length, memory.slot_counts, mask)
+    spread = model.config.spread_slots
+    tokens = slot_tokens(memory.segment_length, memory.slot_counts, mask) if spread else ()
     slots, shift = slot_positions(model.config, mask, (batch_size, width), device, tokens)
     layers = memory.float_layers(slot_dtype(model))
     if head is None or head.shape[1] == 0:

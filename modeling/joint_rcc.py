@@ -98,13 +98,14 @@ def decode_jointly(
     """
     batch_size, num_head, num_slots, device = len(local), head.shape[1], state[0].shape[1], local.device
     slots, shift = slot_positions(model.config, slot_mask, (batch_size, num_slots), device, [ratio] * num_slots)
+    ahead = moved_up(shift) if model.config.spread_slots else 0  # else it is a look at the device for nothing
     in_front = join_masks(head_mask, num_head, slot_mask, num_slots, batch_size, device)
     mask = join_masks(in_front, num_head + num_slots, local_mask, local.shape[1], batch_size, device)
     if mask is None and (slots.is_floating_point() or shift != 0):
         # without a mask, the library takes positions that do not count up by one for packed sequences
         mask = torch.ones(batch_size, num_head + num_slots + local.shape[1], dtype=torch.long, device=device)
     behind = local_positions(mask, num_head + num_slots, local.shape[1], shift, device)
-    check_positions(model.config, num_head + num_slots + local.shape[1] + moved_up(shift), behind)
+    check_positions(model.config, num_head + num_slots + local.shape[1] + ahead, behind)
     # without a mask they count up by one from 0, which the base supposes by itself
     position_ids = None
     if mask is not None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .compressed_ops_rcc import head_sizes, local_sizes
+from .compressed_ops_rcc import head_sizes, local_sizes, row_blocks
 from .compressed_rcc import RCCMemory
-from .positions_rcc import check_positions, slot_tokens, slots_reach
+from .positions_rcc import check_positions, slots_reach
 from .rolling_rcc import Rolling
 from .segments_rcc import HeadLength, count_segments, row_lengths
 
@@ -63,8 +63,7 @@ class Plan:
         if memory is not None:
             heads, width = head_sizes(memory), sum(memory.slot_counts)
             slots = [width] * batch_size if memory.mask is None else memory.mask.sum(1).tolist()
-            each = slot_tokens(memory.segment_length, memory.slot_counts, memory.mask)
-            tokens = each.sum(1).tolist() if isinstance(each, torch.Tensor) else [sum(each)] * batch_size
+            tokens = [len(blocks) * memory.segment_length for blocks in row_blocks(memory)]
             rest = [a + b for a, b in zip(rest, local_sizes(memory), strict=True)]
         most = wanted * (batch_size // len(wanted))
         filling = [min(max(0, m - head), n) for m, head, n in zip(most, heads, rest, strict=True)]

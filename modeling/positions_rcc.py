@@ -23,19 +23,17 @@ def slot_tokens(segment_length: int, slot_counts: Sequence[int], mask: Tensor | 
 def slots_reach(config, num_slots: int, num_tokens: int) -> int:
     """How many positions the slots of a row take that stand for so many tokens.
 
-    With `config.spread_slots` as many as there are tokens; if these are more than `config.slot_positions`, so many (but
-    no less than one for each slot, unless they are fitted). Without, one for each slot, or what they are fitted into.
+    One for each slot, or with `config.spread_slots` for each token; if these are more than `config.slot_positions`, so
+    many (but no less than one for each slot, unless they are fitted).
     """
-    room = config.slot_positions
+    room, wanted = config.slot_positions, num_tokens if config.spread_slots else num_slots
     if room is None:
-        return num_tokens if config.spread_slots else num_slots
-    if not config.spread_slots:
-        return min(num_slots, room) if config.fit_positions else num_slots
-    return min(num_tokens, room if config.fit_positions else max(room, num_slots))
+        return wanted
+    return min(wanted, room if config.fit_positions else max(room, num_slots))
 
 
 def slot_positions(
-    config, mask: Tensor | None, shape: tuple[int, int], device, tokens: Sequence[int] | Tensor | None = None
+    config, mask: Tensor | None, shape: tuple[int, int], device, tokens: Sequence[int] | Tensor = ()
 ) -> tuple[Tensor, Tensor | int]:
     """Positions of the slots `[B, M]`, and how far local positions move down because of them.
 
@@ -50,45 +48,29 @@ def slot_positions(
     Args:
         mask: `[B, M]`, 0 where a row has no slot; None if all are real.
         shape: `(B, M)`.
-        tokens: source tokens of each of the M slots, or of each row's (`slot_tokens`).
+        tokens: source tokens of each of the M slots, or of each row's (`slot_tokens`); for spread slots.
     """
     batch_size, width = shape
-    if config.spread_slots:
-        assert tokens is not None
-        return _spread(config, mask, batch_size, tokens, device)
     if mask is None:
-        index = torch.arange(width, device=device).expand(batch_size, width)
-        counts: Tensor | int = width
-    else:
-        index = (mask.long().cumsum(1) - 1).clamp(min=0)
-        counts = mask.long().sum(1, keepdim=True)
-    room = config.slot_positions if config.fit_positions else None
-    if room is None:
-        return index, 0
-    if isinstance(counts, int):
-        return (index, 0) if counts <= room else (index * (room / counts), counts - room)
-    excess = (counts - room).clamp(min=0)
-    return index * torch.where(excess > 0, room / counts.clamp(min=1), 1.0), excess
-
-
-def _spread(
-    config, mask: Tensor | None, batch_size: int, tokens: Sequence[int] | Tensor, device
-) -> tuple[Tensor, Tensor | int]:
-    if mask is None:
-        tokens = list(tokens)
-        width, alike = len(tokens), len(set(tokens)) == 1
-        # numbers that are alike need not go to the device, which would wait for them
-        sizes = torch.full((width,), tokens[0], device=device) if alike else torch.tensor(tokens, device=device)
-        last, total = (sizes.cumsum(0) - 1).expand(batch_size, width), sum(tokens)
-        reach = slots_reach(config, width, total)
+        each = list(tokens) if config.spread_slots else [1] * width
+        total, reach = sum(each), slots_reach(config, width, sum(each))
+        if len(set(each)) > 1:
+            last = torch.tensor(each, device=device).cumsum(0) - 1
+        else:  # without numbers that would go to the device, which would wait for them
+            last = torch.arange(1, width + 1, device=device) * (total // max(1, width)) - 1
+        last = last.expand(batch_size, width)
         return (last if reach == total else last * (reach / total)), width - reach
-    each = tokens if isinstance(tokens, Tensor) else mask.long() * torch.tensor(tokens, device=device)
-    last = (each.cumsum(1) - 1).clamp(min=0)
-    totals, counts = each.sum(1).tolist(), mask.long().sum(1).tolist()
-    reaches = [slots_reach(config, count, total) for count, total in zip(counts, totals, strict=True)]
-    shrink = [reach / max(1, total) for reach, total in zip(reaches, totals, strict=True)]
-    shift = [count - reach for count, reach in zip(counts, reaches, strict=True)]
-    return last * torch.tensor(shrink, device=device)[:, None], torch.tensor(shift, device=device)[:, None]
+    real = mask.long()
+    ends = (real * torch.as_tensor(tokens, device=device) if config.spread_slots else real).cumsum(1)
+    last = (ends - 1).clamp(min=0)
+    room = config.slot_positions
+    if not config.spread_slots and (room is None or not config.fit_positions):
+        return last, 0
+    counts, totals = real.sum(1, keepdim=True), ends[:, -1:]
+    reaches = totals
+    if room is not None:
+        reaches = totals.clamp(max=room) if config.fit_positions else totals.minimum(counts.clamp(min=room))
+    return last * (reaches / totals.clamp(min=1)), counts - reaches
 
 
 def moved_up(shift: Tensor | int) -> int:
@@ -126,14 +108,14 @@ def check_positions(config, needed: int, position_ids: Tensor | None = None, rat
         needed = int(position_ids.max()) + 1
         if needed <= limit:
             return
-    ratio = config.check_ratio(ratio)
-    remedy = "Use a higher ratio, a smaller window or fewer new tokens"
     if config.spread_slots and config.slot_positions:
         raise ValueError(
             f"slots, local tokens and new tokens need {needed} positions, but the base was trained for {limit}, of "
             f"which spread slots take up to {config.slot_positions}. Use fewer new tokens, a smaller window or a "
             "smaller config.slot_positions; for more slots than these, config.fit_positions=True or a higher ratio"
         )
+    ratio = config.check_ratio(ratio)
+    remedy = "Use a higher ratio, a smaller window or fewer new tokens"
     if not config.fit_positions:
         remedy += ", or set config.fit_positions=True, which spreads the slots over fewer positions"
     raise ValueError(

@@ -20,7 +20,7 @@ from rcc_hf.recipes.recipe import Recipe
 from rcc_hf.recipes.sources import read_sources
 from rcc_hf.training import QualitySettings, TrainSettings, quality_callbacks, train
 
-__all__ = ["run_recipe"]
+__all__ = ["mixture_of", "run_recipe"]
 
 LENGTHS = 32
 """With CUDA graphs, lengths are multiples of it (four times of it up to sixteen): each is a graph of its own."""
@@ -82,17 +82,28 @@ def _mixture(
 ) -> Dataset:
     sources = read_sources(tokenizer, texts=recipe.texts, questions=recipe.questions, chats=recipe.chats)
     objectives = build_objectives(recipe.drawn(), sources, tokenizer, ensure_reconstruction_prompt(model, tokenizer))
-    mixture = Mixture(
+    mixture = mixture_of(recipe, settings, objectives, model.config.segment_length, _num_processes())
+    _check_shapes(objectives, recipe.phases, model.config.segment_length)
+    return mixture
+
+
+def mixture_of(
+    recipe: Recipe,
+    settings: TrainSettings,
+    objectives: Mapping[str, Objective],
+    segment_length: int,
+    num_processes: int,
+) -> Mixture:
+    """The examples of a recipe's training, of objectives by name, as so many processes share them."""
+    return Mixture(
         objectives,
         recipe.phases,
         seed=settings.seed,
         num_steps=settings.max_steps,
-        examples_per_step=_examples_per_step(settings),
+        examples_per_step=settings.batch_size * settings.accumulation_steps * num_processes,
         group_size=settings.batch_size,
-        segment_length=model.config.segment_length,
+        segment_length=segment_length,
     )
-    _check_shapes(objectives, recipe.phases, model.config.segment_length)
-    return mixture
 
 
 def _most_local(model: RCCForCausalLM) -> int | None:

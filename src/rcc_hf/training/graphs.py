@@ -133,7 +133,7 @@ class StepGraphs:
     def __init__(
         self, compute: Compute, gradients: FlatGradients, recorder: Recorder, *, warmups: int = 2, limit: int = 96
     ):
-        self._compute, self._gradients, self._recorder = compute, gradients, recorder
+        self._compute, self.gradients, self._recorder = compute, gradients, recorder
         self._warmups, self._limit = warmups, limit
         self._steps: dict[tuple, _Step] = {}
 
@@ -169,7 +169,7 @@ class StepGraphs:
 
     def _run(self, batch: Batch, num_items: Tensor) -> tuple[Tensor, Tensor]:
         loss, sums = self._compute(batch, num_items)
-        self._gradients.add(torch.autograd.grad(loss, self._gradients.parameters, allow_unused=True))
+        self.gradients.add(torch.autograd.grad(loss, self.gradients.parameters, allow_unused=True))
         return loss.detach(), sums
 
     def _record(self, step: _Step, tensors: dict[str, Tensor], others: dict[str, Any]) -> None:

@@ -57,10 +57,15 @@ Entropy = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 def entropy_of(raw: Tensor, expected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sums over rows of logits `[n, V]`: cross-entropy, correct tokens, and labelled tokens, of labels `[n]`."""
-    logits = raw if raw.dtype == torch.float64 else raw.float()
+    logits = _precise(raw)
     entropy = F.cross_entropy(logits, expected, reduction="sum", ignore_index=IGNORED)
     correct = (logits.detach().argmax(-1) == expected).sum()
     return entropy, correct, (expected != IGNORED).sum()
+
+
+def _precise(raw: Tensor) -> Tensor:
+    """In float32 at least."""
+    return raw if raw.dtype == torch.float64 else raw.float()
 
 
 class HeadLoss:
@@ -118,12 +123,13 @@ class HeadLoss:
 
     def _piece(self, hidden: Tensor, where: slice) -> tuple[Tensor, Tensor]:
         """Loss and sums of some rows `[m, D]`."""
-        raw = self._head(hidden)
-        entropy, correct, count = self._entropy(raw, self._expected[where])
+        logits = self._head(hidden)
+        if self._teacher is not None:
+            logits = _precise(logits)  # once, for both
+        entropy, correct, count = self._entropy(logits, self._expected[where])
         if self._teacher is None:
             divergence, loss = torch.zeros_like(entropy), entropy
         else:
-            logits = raw if raw.dtype == torch.float64 else raw.float()
             divergence = self._divergence(logits, self._teacher.hidden[where])
             loss = entropy + self._teacher.weight * divergence
         return loss, torch.stack([entropy.detach(), correct.to(entropy), divergence.detach(), count.to(entropy)])

@@ -18,7 +18,6 @@ from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
 from rcc_hf.training.graphs import (
     CudaRecorder,
     FlatGradients,
-    Recorder,
     StepGraphs,
     can_record,
     causal_attention,
@@ -46,12 +45,12 @@ class RCCTrainer(Trainer):
         self.settings = settings
         self._meters = {True: Meter(), False: Meter()}  # of training and of evaluation
         self._entropy = torch.compile(entropy_of, dynamic=True) if settings.compile_blocks else entropy_of
-        self.recorder: Recorder | None = None
         self._graphs: StepGraphs | None = None
         with _compressor_counts_as_adapters(model):
             super().__init__(model, *args, **kwargs)
         if settings.cuda_graphs:
-            self.recorder = CudaRecorder([p for p in model.parameters() if p.requires_grad])
+            trained = [p for p in model.parameters() if p.requires_grad]
+            self._graphs = StepGraphs(self._graphed_loss, FlatGradients(trained), CudaRecorder(trained))
         self.throughput = Throughput(self.core(), ceiling=settings.ceiling_tflops and settings.ceiling_tflops * 1e12)
 
     def core(self) -> RCCForCausalLM:
@@ -77,8 +76,6 @@ class RCCTrainer(Trainer):
 
     def _count(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], str]:
         """Count a batch of training; returns what the loss needs of it, and its objective."""
-        if not self.settings.distillation_weight:
-            inputs = {name: value for name, value in inputs.items() if not name.startswith("teacher_")}
         if self.core().training:
             self.throughput.count(inputs)
         return {name: value for name, value in inputs.items() if name != "objective"}, inputs.get("objective", "")
@@ -108,7 +105,7 @@ class RCCTrainer(Trainer):
 
     def _teacher(self, batch: dict[str, Tensor]) -> Teacher | None:
         """The plain base's hidden states behind the text itself: no pass, no memory, no gradient."""
-        if "teacher_ids" not in batch:
+        if not self.settings.distillation_weight or "teacher_ids" not in batch:
             return None
         places = batch["teacher_places"] if "teacher_places" in batch else predicting_places(batch["teacher_labels"])
         with torch.no_grad(), self.accelerator.autocast():
@@ -129,33 +126,30 @@ class RCCTrainer(Trainer):
     ) -> Tensor:
         """As the Trainer, or with CUDA graphs; the first one starts the clock."""
         self.throughput.begin()
-        if self.recorder is None:
+        if self._graphs is None:
             return super().training_step(model, inputs, num_items_in_batch)
-        return self._graphed_step(inputs, num_items_in_batch)
+        return self._graphed_step(self._graphs, inputs, num_items_in_batch)
 
-    def _graphed_step(self, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor:
+    def _graphed_step(
+        self, graphs: StepGraphs, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
         """A step around what distributed training puts around the model, whose gradients are averaged here."""
+        if num_items_in_batch is None:
+            raise ValueError("with cuda_graphs a step needs num_items_in_batch, as Trainer.train gives it")
         core = self.core()
         core.train()
         batch, objective = self._count(self._prepare_inputs(inputs))
-        if self._graphs is None:
-            assert self.recorder is not None
-            self._gradients = FlatGradients([p for p in core.parameters() if p.requires_grad])
-            self._graphs = StepGraphs(self._graphed_loss, self._gradients, self.recorder)
-        self._gradients.attach()
-        if num_items_in_batch is None:
-            raise ValueError("with cuda_graphs a step needs num_items_in_batch, as Trainer.train gives it")
-        num_items = torch.as_tensor(num_items_in_batch, device=core.device)
-        loss, sums = self._graphs.run(batch, num_items, record=can_record(core, batch))
+        num_items, records = torch.as_tensor(num_items_in_batch, device=core.device), can_record(core, batch)
+        graphs.gradients.attach()
+        with causal_attention(core) if records else nullcontext():
+            loss, sums = graphs.run(batch, num_items, record=records)
         self._meters[True].add(objective, sums)
         if self.accelerator.sync_gradients:
-            self._gradients.average(self.accelerator.num_processes)
+            graphs.gradients.average(self.accelerator.num_processes)
         return loss
 
     def _graphed_loss(self, batch: Mapping[str, Any], num_items: Tensor) -> tuple[Tensor, Tensor]:
-        core = self.core()
-        with causal_attention(core) if can_record(core, batch) else nullcontext():
-            loss, sums, _ = self._loss(core, batch, num_items)
+        loss, sums, _ = self._loss(self.core(), batch, num_items)
         return loss, sums
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
