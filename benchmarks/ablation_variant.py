@@ -98,7 +98,7 @@ def shares(phases: Phases) -> dict[Kind, float]:
     start = 0.0
     for phase in phases:
         for objective in phase.objectives:
-            drawn = (phase.ratios, phase.segments_for(objective), phase.objectives)
+            drawn = (phase.ratios_for(objective), phase.segments_for(objective), phase.objectives)
             ratios, segments, objectives = ({k: w / sum(one.values()) for k, w in one.items()} for one in drawn)
             for ratio, number in itertools.product(ratios, segments):
                 kind, share = (ratio, number, objective), ratios[ratio] * segments[number] * objectives[objective]

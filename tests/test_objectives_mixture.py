@@ -72,11 +72,13 @@ def test_frequencies_are_the_weights():
     assert ratios[4] / count == pytest.approx(0.75, abs=0.03)
 
 
-def test_an_objective_has_numbers_of_segments_of_its_own():
+def test_an_objective_has_ratios_and_numbers_of_segments_of_its_own():
     phase = {"ratios": 4, "segments": 1, "objectives": ["go on", "rebuild"], "segments_of": {"go on": {"2": 1, 3: 1}}}
-    data = mixture(Phases.parse(phase), num_steps=200)
-    found = {(name, shape.num_segments) for name, shape in map(data.plan, range(0, len(data), 4))}
-    assert found == {("rebuild", 1), ("go on", 2), ("go on", 3)}
+    data = mixture(Phases.parse(phase | {"ratios_of": {"rebuild": {"2": 1, 8: 1}}}), num_steps=200)
+    found = {(name, shape.num_segments, shape.ratio) for name, shape in map(data.plan, range(0, len(data), 4))}
+    assert found == {("rebuild", 1, 2), ("rebuild", 1, 8), ("go on", 2, 4), ("go on", 3, 4)}
+    with pytest.raises(ValueError, match="phase 1: ratios 3 do not divide"):
+        Phases.parse(phase | {"ratios_of": {"rebuild": 3}}).check(8, ["go on", "rebuild"])
 
 
 def test_the_curriculum_switches_where_it_says():
@@ -137,7 +139,8 @@ FINE = {"ratios": [4], "segments": [1], "objectives": ["x"]}
         (FINE | {"segments": {0: 1}}, "segments: 0 must be at least 1"),
         (FINE | {"segments": ["two"]}, "segments: 'two' is no whole number"),
         (FINE | {"objectives": {}}, "objectives are empty"),
-        (FINE | {"segments_of": 3}, "segments_of is 3; give numbers"),
+        (FINE | {"segments_of": 3}, "segments_of is 3; give weights"),
+        (FINE | {"ratios_of": {"y": 2}}, "ratios_of names y; the phase draws x"),
         (FINE | {"segments_of": {"x": {0: 1}}}, "segments_of x: 0 must be at least 1"),
         (FINE | {"segments_of": {"y": 2}}, "segments_of names y; the phase draws x"),
         (FINE | {"until": 0.5}, "phases end at 0.5; the last one must have until: 1"),

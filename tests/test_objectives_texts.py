@@ -96,6 +96,18 @@ def test_a_piece_of_the_context_is_shown_and_its_continuation_predicted():
     assert max(starts) == 64 - 5 - 2
 
 
+def test_several_pieces_stand_one_behind_the_other():
+    objective = PassageReconstruction(counting(64), num_pieces=3, target_length=5, min_shown=2, max_shown=2)
+    begins = set()
+    for example in draws(objective, 30, shape(4, 16, 2)):
+        for ids, labels in zip(example["input_ids"].split(7), example["labels"].split(7), strict=True):
+            begin = ids[0].item()
+            assert ids.tolist() == list(range(begin, begin + 7))
+            assert labels.tolist() == [IGNORED] * 2 + ids[2:].tolist()
+            begins.add(begin)
+    assert len(begins) > 20
+
+
 def test_a_target_ends_with_the_context_and_a_piece_must_fit():
     objective = PassageReconstruction(counting(8), target_length=50, min_shown=3, max_shown=3)
     assert draws(objective, 1)[0]["labels"].tolist() == [IGNORED] * 3 + list(range(1003, 1008))
@@ -128,6 +140,7 @@ def test_nothing_to_predict_is_an_error():
         lambda: Reconstruction(counting(8), prompt_ids=[1], end_id=9, pad_share=2),
         lambda: Reconstruction(counting(8), prompt_ids=[1], end_id=9, max_target=0),
         lambda: PassageReconstruction(counting(8), min_shown=9, max_shown=3),
+        lambda: PassageReconstruction(counting(8), num_pieces=0),
         lambda: Continuation(counting(8), local_length=1),
         lambda: Shape(num_segments=1, segment_length=6, ratio=4),
         lambda: Shape(num_segments=0, segment_length=6, ratio=3),

@@ -253,3 +253,5 @@ def test_held_out_texts_are_as_long_as_those_that_are_rebuilt():
     phases = Phases.parse(phase | {"segments_of": {"reconstruction": [2, 4], "needles": 8}})
     assert _held_out_shapes(phases, None) == [(4, 2), (4, 4), (8, 2), (8, 4)]
     assert _held_out_shapes(phases, [16]) == [(16, 2), (16, 4)]
+    phases = Phases.parse(phase | {"ratios_of": {"reconstruction": 2}})
+    assert _held_out_shapes(phases, None) == [(2, 1)]

@@ -119,10 +119,18 @@ def test_a_base_is_trained_the_same(tmp_path, recorder):
         assert ratio_of_norms(found[1][name], parameter) <= 1e-2, name
 
 
-def test_a_teacher_runs_as_usual(tmp_path, recorder):
-    model = fresh(tmp_path)
-    train(model, settings(tmp_path / "out", cuda_graphs=True, distillation_weight=1.0), Mixed())
-    assert recorder.recorded == 0
+def test_a_teacher_is_imitated_the_same(tmp_path, recorder):
+    """A recorded batch has places added, which must not be imitated either."""
+    found = []
+    for recorded in (False, True):
+        model = fresh(tmp_path)
+        how = settings(tmp_path / str(recorded), max_steps=8, cuda_graphs=recorded, distillation_weight=1.0)
+        metrics = train(model, how, Mixed())
+        found.append((parameters(model), metrics["train_loss"]))
+    assert recorder.replayed
+    assert found[1][1] == pytest.approx(found[0][1], rel=1e-5)
+    for name, parameter in found[0][0].items():
+        assert ratio_of_norms(found[1][0][name], parameter) <= 1e-4, name
 
 
 def batch_for(segments=1, local=6, **more):
@@ -134,7 +142,9 @@ def test_what_can_be_recorded():
     assert can_record(model, batch_for())
     assert can_record(model, batch_for(segments=2))
     assert not can_record(model, batch_for(context_mask=torch.ones(2, SEGMENT)))
-    assert not can_record(model, batch_for(teacher_ids=tokens(2, 5)))
+    assert can_record(model, batch_for(teacher_ids=tokens(2, model.config.max_positions)))
+    assert not can_record(model, batch_for(teacher_ids=tokens(2, model.config.max_positions + 1)))
+    assert not can_record(model, batch_for(teacher_ids=tokens(2, 5), teacher_mask=torch.ones(2, 5)))
     assert not can_record(model, {"input_ids": tokens(2, 5)})
     assert not can_record(model, {**batch_for(), "context_ids": tokens(2, SEGMENT - 1)})
     assert not can_record(model, batch_for(local=model.config.max_positions))

@@ -38,12 +38,16 @@ def loss_of(model, labels, **options):
     )
 
 
-def test_places_that_predict_nothing_count_for_nothing():
+@pytest.mark.parametrize("taught", [False, True])
+def test_places_that_predict_nothing_count_for_nothing(taught):
     model, inputs = rcc_model(), batch()
     hidden = model.model(inputs["input_ids"], context_ids=inputs["context_ids"]).last_hidden_state
-    plain, filled = (
-        loss_of(model, inputs["labels"], places=predicting_places(inputs["labels"], multiple)) for multiple in (1, 8)
-    )
+    losses = []
+    for multiple in (1, 8):
+        places = predicting_places(inputs["labels"], multiple)
+        teacher = Teacher(hidden=hidden.detach().flip(-1).flatten(0, 1)[places], weight=0.5) if taught else None
+        losses.append(loss_of(model, inputs["labels"], places=places, teacher=teacher))
+    plain, filled = losses
     assert ratio_of_norms(filled(hidden), plain(hidden)) <= 1e-12
     assert ratio_of_norms(filled.sums, plain.sums) <= 1e-12
     assert plain.sums[3] == 15

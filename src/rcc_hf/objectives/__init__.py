@@ -3,6 +3,7 @@
 
 from rcc_hf.objectives.accuracy import token_accuracy
 from rcc_hf.objectives.base import IGNORED, Objective, Shape, build_example
+from rcc_hf.objectives.cloze import Cloze
 from rcc_hf.objectives.collating import collate
 from rcc_hf.objectives.continuation import Continuation
 from rcc_hf.objectives.conversations import Conversations
@@ -21,7 +22,7 @@ from rcc_hf.objectives.reconstruction import (
 )
 
 __all__ = [
-    "IGNORED", "PHRASINGS", "RECONSTRUCTION_PROMPT", "Continuation", "Conversations", "FillerText", "Haystack",
+    "IGNORED", "PHRASINGS", "RECONSTRUCTION_PROMPT", "Cloze", "Continuation", "Conversations", "FillerText", "Haystack",
     "Instructions", "Mixture", "Needles", "Objective", "PassageReconstruction", "Phase", "Phases", "QuestionAnswering",
     "Reconstruction", "Shape", "ShardText", "build_example", "collate", "reconstruction_example", "token_accuracy",
 ]  # fmt: skip

@@ -13,7 +13,8 @@ __all__ = ["Phase", "Phases"]
 Key = TypeVar("Key", int, str)
 
 _REQUIRED = ("ratios", "segments", "objectives")
-_FIELDS = ("until", *_REQUIRED, "segments_of")
+_OF = ("ratios_of", "segments_of")
+_FIELDS = ("until", *_REQUIRED, *_OF)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +26,10 @@ class Phase:
         ratios: Weight of each ratio.
         segments: Weight of each number of segments.
         objectives: Weight of each objective, by name.
-        segments_of: By objective, weights that take the place of `segments` for it: what is written down of many
-            segments is long, what is asked about them is short.
+        ratios_of: By objective, weights that take the place of `ratios` for it: at high ratios it takes more to write a
+            text down than to find something in it.
+        segments_of: The same for `segments`: what is written down of many segments is long, what is asked about them is
+            short.
 
     Raises:
         ValueError: a value is out of range.
@@ -36,6 +39,7 @@ class Phase:
     ratios: Mapping[int, float]
     segments: Mapping[int, float]
     objectives: Mapping[str, float]
+    ratios_of: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     segments_of: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -43,11 +47,16 @@ class Phase:
             raise ValueError(f"until is {self.until!r}; it must be a share of the steps above 0 and at most 1")
         for name in ("ratios", "segments", "objectives"):
             _check_weights(name, getattr(self, name))
-        for name, weights in self.segments_of.items():
-            _check_weights(f"segments_of {name}", weights)
-        unused = [name for name in self.segments_of if name not in self.objectives]
-        if unused:
-            raise ValueError(f"segments_of names {', '.join(unused)}; the phase draws {', '.join(self.objectives)}")
+        for of in _OF:
+            for name, weights in getattr(self, of).items():
+                _check_weights(f"{of} {name}", weights)
+            unused = [name for name in getattr(self, of) if name not in self.objectives]
+            if unused:
+                raise ValueError(f"{of} names {', '.join(unused)}; the phase draws {', '.join(self.objectives)}")
+
+    def ratios_for(self, objective: str) -> Mapping[int, float]:
+        """Weight of each ratio of an objective."""
+        return self.ratios_of.get(objective, self.ratios)
 
     def segments_for(self, objective: str) -> Mapping[int, float]:
         """Weight of each number of segments of an objective."""
@@ -56,7 +65,7 @@ class Phase:
     def draw(self, rng: np.random.Generator) -> tuple[str, int, int]:
         """Objective, number of segments and ratio."""
         objective = _draw(rng, self.objectives)
-        return objective, _draw(rng, self.segments_for(objective)), _draw(rng, self.ratios)
+        return objective, _draw(rng, self.segments_for(objective)), _draw(rng, self.ratios_for(objective))
 
 
 class Phases(Sequence[Phase]):
@@ -105,7 +114,8 @@ class Phases(Sequence[Phase]):
             ValueError: there is such a one.
         """
         for number, phase in enumerate(self, 1):
-            wrong = [ratio for ratio in phase.ratios if segment_length % ratio]
+            drawn = {ratio for name in phase.objectives for ratio in phase.ratios_for(name)}
+            wrong = sorted(ratio for ratio in drawn if segment_length % ratio)
             if wrong:
                 raise ValueError(
                     f"phase {number}: ratios {', '.join(map(str, wrong))} do not divide segment_length={segment_length}"
@@ -152,14 +162,14 @@ def _parse_phase(row: Any) -> Phase:
         ratios=_weights("ratios", row["ratios"], _whole),
         segments=_weights("segments", row["segments"], _whole),
         objectives=_weights("objectives", row["objectives"], str),
-        segments_of=_segments_of(row.get("segments_of", {})),
+        **{of: _weights_of(of, row.get(of, {})) for of in _OF},
     )
 
 
-def _segments_of(value: Any) -> dict[str, dict[int, float]]:
+def _weights_of(of: str, value: Any) -> dict[str, dict[int, float]]:
     if not isinstance(value, Mapping):
-        raise ValueError(f"segments_of is {value!r}; give numbers of segments by objective")
-    return {str(name): _weights(f"segments_of {name}", weights, _whole) for name, weights in value.items()}
+        raise ValueError(f"{of} is {value!r}; give weights by objective")
+    return {str(name): _weights(f"{of} {name}", weights, _whole) for name, weights in value.items()}
 
 
 def _weights(name: str, value: Any, convert: Callable[[Any], Key]) -> dict[Key, float]:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rcc_hf.evaluation.fillers import FILLERS
 from rcc_hf.objectives import (
+    Cloze,
     Continuation,
     Conversations,
     FillerText,
@@ -97,6 +98,7 @@ OBJECTIVES: dict[str, Kind] = {
     "reconstruction": Kind(Reconstruction, _reconstruction),
     "passage": Kind(PassageReconstruction, lambda parts: {"shards": parts.texts()}),
     "continuation": Kind(Continuation, lambda parts: {"shards": parts.texts()}),
+    "cloze": Kind(Cloze, lambda parts: {"shards": parts.texts(), "tokenizer": parts.tokenizer}),
     "questions": Kind(QuestionAnswering, _rows),
     "needles": Kind(Needles, _needles),
     "instructions": Kind(Instructions, _rows),

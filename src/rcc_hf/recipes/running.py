@@ -119,7 +119,7 @@ def _held_out_shapes(phases: Phases, ratios: Sequence[int] | None) -> list[tuple
     last = phases[-1]
     return [
         (ratio, number)
-        for ratio in sorted(ratios or last.ratios)
+        for ratio in sorted(ratios or last.ratios_for("reconstruction"))
         for number in sorted(last.segments_for("reconstruction"))
     ]
 
@@ -161,7 +161,7 @@ def _check_shapes(objectives: Mapping[str, Objective], phases: Phases, segment_l
     for number, phase in enumerate(phases, 1):
         for name in phase.objectives:
             for segments in phase.segments_for(name):
-                shape = Shape(num_segments=segments, segment_length=segment_length, ratio=min(phase.ratios))
+                shape = Shape(num_segments=segments, segment_length=segment_length, ratio=min(phase.ratios_for(name)))
                 try:
                     objectives[name].example(np.random.default_rng([0, segments]), shape)
                 except ValueError as error:

@@ -39,8 +39,8 @@ class Batches:
 
     Args:
         collate: Makes a batch of examples.
-        multiple: `label_places` are a multiple of so many, so that batches have fewer shapes; not where there is a
-            teacher, whose places go in pairs with them.
+        multiple: Places are a multiple of so many, so that batches have fewer shapes; those of a teacher, as many, go
+            in pairs with those of labels.
         teacher: Whether to keep what is for a teacher.
     """
 
@@ -51,10 +51,9 @@ class Batches:
         batch = self.collate(examples)
         if not self.teacher:
             batch = {name: value for name, value in batch.items() if not name.startswith("teacher_")}
-        multiple = 1 if "teacher_labels" in batch else self.multiple
         for labels, places in (("labels", "label_places"), ("teacher_labels", "teacher_places")):
             if labels in batch:
-                batch[places] = predicting_places(batch[labels], multiple)
+                batch[places] = predicting_places(batch[labels], self.multiple)
         for name in ("attention_mask", "teacher_mask"):
             if name in batch and bool((batch[name][:, :-1] >= batch[name][:, 1:]).all()):
                 del batch[name]

@@ -192,19 +192,20 @@ def _shape_of(tensors: Mapping[str, Tensor], others: Mapping[str, Any]) -> tuple
 
 
 def can_record(model: RCCForCausalLM, batch: Batch) -> bool:
-    """Whether a batch needs no mask, no teacher and no look at values: whole segments, at positions that there are."""
+    """Whether a batch needs no mask and no look at values: whole segments, at positions that there are."""
     text, context = model.config.text_config, batch.get("context_ids")
-    if not isinstance(context, Tensor) or any(name.endswith("_mask") or name.startswith("teacher_") for name in batch):
+    if not isinstance(context, Tensor) or any(name.endswith("_mask") for name in batch):
         return False
     segment_length = model.config.segment_length
     ratio = batch.get("ratio") or model.config.ratio
     num_tokens = context.shape[1] // segment_length * segment_length
     num_local = context.shape[1] - num_tokens + batch["input_ids"].shape[1]
     needed = num_local + max(num_tokens // ratio, slots_reach(model.config, num_tokens // ratio, num_tokens))
+    longest = max(needed, segment_length, batch["teacher_ids"].shape[1] if "teacher_ids" in batch else 0)
     limits = [model.config.max_positions, getattr(text, "sliding_window", None)]
     if context.shape[1] < segment_length or model.config.head_length:
         return False
-    return all(limit is None or max(needed, segment_length) <= limit for limit in limits)
+    return all(limit is None or longest <= limit for limit in limits)
 
 
 def check_recordable(model: RCCForCausalLM) -> None:

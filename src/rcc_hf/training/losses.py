@@ -130,17 +130,19 @@ class HeadLoss:
         if self._teacher is None:
             divergence, loss = torch.zeros_like(entropy), entropy
         else:
-            divergence = self._divergence(logits, self._teacher.hidden[where])
+            divergence = self._divergence(logits, where)
             loss = entropy + self._teacher.weight * divergence
         return loss, torch.stack([entropy.detach(), correct.to(entropy), divergence.detach(), count.to(entropy)])
 
-    def _divergence(self, logits: Tensor, teacher_hidden: Tensor) -> Tensor:
+    def _divergence(self, logits: Tensor, where: slice) -> Tensor:
+        """The sum of KL(teacher || student), without places that were added and predict nothing."""
         assert self._teacher is not None
-        temperature = self._teacher.temperature
+        temperature, counts = self._teacher.temperature, self._expected[where] != IGNORED
         with torch.no_grad():
-            target = F.log_softmax(self._head(teacher_hidden).to(logits.dtype) / temperature, -1)
+            target = F.log_softmax(self._head(self._teacher.hidden[where]).to(logits.dtype) / temperature, -1)
         ours = F.log_softmax(logits / temperature, -1)
-        return F.kl_div(ours, target, reduction="sum", log_target=True) * temperature**2
+        found = F.kl_div(ours, target, reduction="none", log_target=True).sum(-1)
+        return (found * counts).sum() * temperature**2
 
 
 Piece = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
