@@ -98,12 +98,12 @@ def test_variants_differ_from_the_common_recipe_in_what_they_say(ablations, base
     assert made["full-map"].config.scheme_options["map_rank"] is None
     names = [name for name, _ in made["full-base"].named_parameters() if ".rcc." in name]
     assert names
-    assert all(".slot_map." in name for name in names)
+    assert all(".slot_map." in name or ".mark." in name for name in names)
 
 
 def test_wrong_calls_are_refused(ablations, tmp_path):
     call = ["out", "--texts", "a", "--held_out", "b"]
-    with pytest.raises(ValueError, match="there is no variant nothing; choose of default, write-only"):
+    with pytest.raises(ValueError, match="there is no variant nothing; choose of default, unmarked"):
         ablations.jobs(ablations.parse([*call, "--variants", "nothing"]))
     with pytest.raises(ValueError, match="default has no texts, held_out; give --texts and --held_out"):
         ablations.jobs(ablations.parse(["out"]))
@@ -219,7 +219,7 @@ def test_a_small_run_of_two_variants_and_going_on(ablations, base, tmp_path):
         assert row["source_tokens_per_second"] == pytest.approx((row["steps"] - 1) * 2 * 64 / row["seconds"])
         assert not list((tmp_path / name / "model").glob("checkpoint-*"))
         model = load_model(str(tmp_path / name / "model"))
-        choose_parts(model, ["maps", "base"] if name == "full-base" else ["write", "read", "maps"])
+        choose_parts(model, ["write", "maps", "base"] if name == "full-base" else ["write", "read", "maps"])
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         assert row["trained_parameters"] == trained
         assert row["checkpoint_bytes_in_bf16"] == 2 * trained
