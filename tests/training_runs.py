@@ -60,6 +60,19 @@ class Mixed(Dataset):
         }
 
 
+class Long(Mixed):
+    """The same, but every other group is of long texts."""
+
+    def __getitem__(self, index):
+        example = super().__getitem__(index)
+        if (index // self.group) % 2:
+            return example
+        ids = tokens(1, 4 * SEGMENT, seed=2000 + index)[0]
+        labels = ids.clone()
+        labels[: SEGMENT + 1 + index % 3] = IGNORED
+        return {"sequence_ids": ids, "labels": labels, "ratio": example["ratio"], "objective": "long"}
+
+
 def settings(output, **changes):
     values = {"max_steps": 6, "batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 1, "save_steps": 3}
     return TrainSettings(output=str(output), **values | changes)

@@ -20,9 +20,11 @@ from rcc_hf.objectives.reconstruction import (
     Reconstruction,
     reconstruction_example,
 )
+from rcc_hf.objectives.sequences import LongText
 
 __all__ = [
-    "IGNORED", "PHRASINGS", "RECONSTRUCTION_PROMPT", "Cloze", "Continuation", "Conversations", "FillerText", "Haystack",
-    "Instructions", "Mixture", "Needles", "Objective", "PassageReconstruction", "Phase", "Phases", "QuestionAnswering",
-    "Reconstruction", "Shape", "ShardText", "build_example", "collate", "reconstruction_example", "token_accuracy",
+    "IGNORED", "PHRASINGS", "RECONSTRUCTION_PROMPT", "Cloze", "Continuation", "Conversations", "FillerText",
+    "Haystack", "Instructions", "LongText", "Mixture", "Needles", "Objective", "PassageReconstruction", "Phase",
+    "Phases", "QuestionAnswering", "Reconstruction", "Shape", "ShardText", "build_example", "collate",
+    "reconstruction_example", "token_accuracy",
 ]  # fmt: skip

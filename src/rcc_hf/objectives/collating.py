@@ -33,8 +33,8 @@ def collate(
 
     Returns:
         `input_ids`, `labels` `[B, T]`; `context_ids` `[B, N]`, with `context_mask` only if contexts differ in length or
-        have masks; where there is a teacher `teacher_ids`, `teacher_labels` `[B, U]`; `ratio` and `objective` as they
-        are.
+        have masks; where there is a teacher `teacher_ids`, `teacher_labels` `[B, U]`; of long texts `sequence_ids`
+        `[B, T * W]` instead of `input_ids` and `context_ids`; `ratio` and `objective` as they are.
 
     Raises:
         ValueError: there is no example, or they differ in keys, ratio or objective.
@@ -49,6 +49,8 @@ def collate(
             batch[name] = _pad([example[name] for example in examples], pad_id, multiple, most)
     if "context_ids" in examples[0]:
         batch |= _contexts(examples, pad_id)
+    if "sequence_ids" in examples[0]:
+        batch["sequence_ids"] = torch.stack([example["sequence_ids"] for example in examples])
     return batch
 
 

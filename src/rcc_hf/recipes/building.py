@@ -16,6 +16,7 @@ from rcc_hf.objectives import (
     FillerText,
     Haystack,
     Instructions,
+    LongText,
     Needles,
     Objective,
     PassageReconstruction,
@@ -103,6 +104,7 @@ OBJECTIVES: dict[str, Kind] = {
     "needles": Kind(Needles, _needles),
     "instructions": Kind(Instructions, _rows),
     "conversations": Kind(Conversations, _chats),
+    "long_text": Kind(LongText, lambda parts: {"shards": parts.texts()}),
 }
 """Types of objectives that a recipe may name."""
 

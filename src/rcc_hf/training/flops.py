@@ -65,8 +65,23 @@ class FlopsCounter:
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self.attention = text.num_attention_heads * width * text.num_hidden_layers
 
-    def work(self, batch: dict[str, object]) -> Work:
-        """The work of a batch, from the shapes of its tensors."""
+    def works(self, batch: dict[str, object]) -> list[Work]:
+        """The work of a batch, from the shapes of its tensors; of long texts, that of each segment."""
+        sequences, ratio = batch.get("sequence_ids"), batch.get("ratio") or self.config.ratio
+        if not isinstance(sequences, Tensor):
+            return [self._work(batch)]
+        assert isinstance(ratio, int)
+        rows, width = len(sequences), self.config.segment_length
+        count, slots = sequences.shape[1] // width, width // ratio
+        written = rows * (count - 1)
+        writing = Work(written=written * width, slots=written * slots, rows=0, read=0, predicted=0)
+        read = [
+            Work(written=0, slots=0, rows=rows, read=t * slots + width, predicted=rows * (width - 1))
+            for t in range(1, count)
+        ]
+        return [writing, *read]
+
+    def _work(self, batch: dict[str, object]) -> Work:
         local = batch["input_ids"]
         assert isinstance(local, Tensor)
         context, ratio = batch.get("context_ids"), batch.get("ratio") or self.config.ratio

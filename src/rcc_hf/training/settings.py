@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from rcc_hf.training.engines import ENGINES
 from rcc_hf.training.parts import PARTS, TRAINED_BY_DEFAULT
 
 __all__ = ["SCHEDULES", "TrainSettings", "training_arguments"]
@@ -71,6 +72,15 @@ class TrainSettings:
             "waits for Python, as with small models."
         },
     )
+    gradient_engine: str | None = field(
+        default=None,
+        metadata={"help": f"How gradients of long texts reach what was written, of {', '.join(ENGINES)}; see "
+                  "rcc_hf.training.engines."},
+    )  # fmt: skip
+    engine_segments: int = field(
+        default=2,
+        metadata={"help": "Segments whose graphs truncated and reservoir keep, or that two-pass writes at a time."},
+    )
     ceiling_tflops: float | None = field(
         default=None,
         metadata={"help": "10^12 operations a second that a device does at most, of which a share is logged; none: "
@@ -85,7 +95,8 @@ class TrainSettings:
     report_to: str = field(default="none", metadata={"help": "Where metrics go too: none, tensorboard, wandb, ..."})
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "accumulation_steps", "loss_chunk", "logging_steps", "save_steps"):
+        for name in ("max_steps", "batch_size", "accumulation_steps", "loss_chunk", "logging_steps", "save_steps",
+                     "engine_segments"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("distillation_weight", "num_workers", "warmup_steps", "weight_decay"):
@@ -104,6 +115,8 @@ class TrainSettings:
                 f"distillation_weight={self.distillation_weight} takes the frozen base for a teacher, and "
                 f"train_parts={self.train_parts} trains it; leave one of them out"
             )
+        if self.gradient_engine is not None and self.gradient_engine not in ENGINES:
+            raise ValueError(f"gradient_engine={self.gradient_engine!r} is not known; choose of {', '.join(ENGINES)}")
         if self.compile_static and not self.compile_blocks:
             raise ValueError("compile_static has no effect without compile_blocks; give both, or neither")
 

@@ -48,13 +48,13 @@ class Throughput:
         """Add a batch; from shapes alone, so that the device is not waited for."""
         if self._start is None:
             return
-        self._source += batch["context_ids"].numel() if "context_ids" in batch else 0
-        self._tokens += batch["input_ids"].numel()
+        self._source += sum(batch[name].numel() for name in ("context_ids", "sequence_ids") if name in batch)
+        self._tokens += sum(batch[name].numel() for name in ("input_ids", "sequence_ids") if name in batch)
         self._operations += self.operations(batch)
 
     def operations(self, batch: dict[str, Any]) -> float:
         """Floating-point operations that a batch asks for (see `FlopsCounter`)."""
-        return self._flops.count(self._flops.work(batch))
+        return sum(map(self._flops.count, self._flops.works(batch)))
 
     @contextmanager
     def paused(self) -> Iterator[None]:

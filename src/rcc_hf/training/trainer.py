@@ -15,6 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from rcc_hf.modeling.families_rcc import scale_logits
 from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
+from rcc_hf.training.engines import ENGINES, choose_engine
 from rcc_hf.training.graphs import (
     CudaRecorder,
     FlatGradients,
@@ -25,6 +26,7 @@ from rcc_hf.training.graphs import (
 from rcc_hf.training.losses import HeadLoss, Teacher, entropy_of, predicting_places
 from rcc_hf.training.meters import Meter
 from rcc_hf.training.parts import parameter_groups, part_of
+from rcc_hf.training.sequences import LongSequences
 from rcc_hf.training.settings import TrainSettings
 from rcc_hf.training.throughput import Throughput
 
@@ -46,11 +48,14 @@ class RCCTrainer(Trainer):
         self._meters = {True: Meter(), False: Meter()}  # of training and of evaluation
         self._entropy = torch.compile(entropy_of, dynamic=True) if settings.compile_blocks else entropy_of
         self._graphs: StepGraphs | None = None
+        self._gradients: FlatGradients | None = None  # if this class adds them up and averages them itself
         with _compressor_counts_as_adapters(model):
             super().__init__(model, *args, **kwargs)
-        if settings.cuda_graphs:
+        if settings.cuda_graphs or settings.gradient_engine:
             trained = [p for p in model.parameters() if p.requires_grad]
-            self._graphs = StepGraphs(self._graphed_loss, FlatGradients(trained), CudaRecorder(trained))
+            self._gradients = FlatGradients(trained)
+            if settings.cuda_graphs:
+                self._graphs = StepGraphs(self._graphed_loss, self._gradients, CudaRecorder(trained))
         self.throughput = Throughput(self.core(), ceiling=settings.ceiling_tflops and settings.ceiling_tflops * 1e12)
 
     def core(self) -> RCCForCausalLM:
@@ -84,18 +89,10 @@ class RCCTrainer(Trainer):
         self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None
     ) -> tuple[Tensor, Tensor, Any]:
         """The loss of a batch, the sums of `HeadLoss`, and the model's outputs."""
-        inputs, core = dict(inputs), self.core()
+        inputs = dict(inputs)
         teacher = self._teacher({name: inputs.pop(name) for name in list(inputs) if name.startswith("teacher_")})
-        loss_of = HeadLoss(
-            partial(_logits, core),
-            list(core.lm_head.parameters()),
-            inputs["labels"],
-            num_items=num_items_in_batch,
-            places=inputs.pop("label_places", None),
-            teacher=teacher,
-            chunk=self.settings.loss_chunk,
-            entropy=self._entropy if core.training else entropy_of,
-        )
+        places = inputs.pop("label_places", None)
+        loss_of = self._head_loss(inputs["labels"], num_items_in_batch, places=places, teacher=teacher)
         outputs = model(**inputs, hidden_loss=loss_of)
         loss = outputs["loss"]
         assert loss_of.sums is not None
@@ -124,29 +121,80 @@ class RCCTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """As the Trainer, or with CUDA graphs; the first one starts the clock."""
+        """As the Trainer, or with CUDA graphs or a gradient engine; the first one starts the clock."""
         self.throughput.begin()
-        if self._graphs is None:
-            return super().training_step(model, inputs, num_items_in_batch)
-        return self._graphed_step(self._graphs, inputs, num_items_in_batch)
+        if "sequence_ids" in inputs and self.settings.gradient_engine is None:
+            raise ValueError(
+                "long texts (sequence_ids) need a way for their gradients; give gradient_engine, of "
+                f"{', '.join(ENGINES)}"
+            )
+        if self._gradients is not None:
+            return self._own_step(self._gradients, inputs, num_items_in_batch)
+        return super().training_step(model, inputs, num_items_in_batch)
 
-    def _graphed_step(
-        self, graphs: StepGraphs, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
+    def _own_step(
+        self, gradients: FlatGradients, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
     ) -> Tensor:
         """A step around what distributed training puts around the model, whose gradients are averaged here."""
         if num_items_in_batch is None:
-            raise ValueError("with cuda_graphs a step needs num_items_in_batch, as Trainer.train gives it")
+            raise ValueError("a step needs num_items_in_batch here, as Trainer.train gives it")
         core = self.core()
         core.train()
         batch, objective = self._count(self._prepare_inputs(inputs))
-        num_items, records = torch.as_tensor(num_items_in_batch, device=core.device), can_record(core, batch)
-        graphs.gradients.attach()
-        with causal_attention(core) if records else nullcontext():
-            loss, sums = graphs.run(batch, num_items, record=records)
+        num_items = torch.as_tensor(num_items_in_batch, device=core.device)
+        gradients.attach()
+        if "sequence_ids" in batch:
+            loss, sums = self._sequence_loss(batch, num_items)
+        elif self._graphs is not None:
+            records = can_record(core, batch)
+            with causal_attention(core) if records else nullcontext():
+                loss, sums = self._graphs.run(batch, num_items, record=records)
+        else:
+            with self.accelerator.autocast():
+                loss, sums, _ = self._loss(core, batch, num_items)
+            self._backward(loss)
         self._meters[True].add(objective, sums)
         if self.accelerator.sync_gradients:
-            graphs.gradients.average(self.accelerator.num_processes)
-        return loss
+            gradients.average(self.accelerator.num_processes)
+        return loss.detach()
+
+    def _sequence_loss(self, batch: Mapping[str, Any], num_items: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and sums of long texts, whose gradients an engine takes."""
+        core, settings = self.core(), self.settings
+        share = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        problem = LongSequences(
+            core,
+            batch["sequence_ids"],
+            batch["labels"],
+            ratio=batch.get("ratio"),
+            loss_of=partial(self._head_loss, num_items=num_items),
+            propagate=lambda loss: self._backward(loss * share),
+            at_a_time=settings.engine_segments,
+        )
+        assert settings.gradient_engine is not None
+        # others are held in every step, and the same on a run that goes on
+        seed = settings.seed * 1_000_003 + self.state.global_step
+        engine = choose_engine(settings.gradient_engine, size=settings.engine_segments, seed=seed)
+        with self.accelerator.autocast():
+            return engine(problem) * share, problem.sums
+
+    def _head_loss(self, labels: Tensor, num_items: Tensor | int | None, **options: Any) -> HeadLoss:
+        """The loss of labels `[B, T]` as a function of hidden states."""
+        core = self.core()
+        return HeadLoss(
+            partial(_logits, core),
+            list(core.lm_head.parameters()),
+            labels,
+            num_items=num_items,
+            chunk=self.settings.loss_chunk,
+            entropy=self._entropy if core.training else entropy_of,
+            **options,
+        )
+
+    def _backward(self, loss: Tensor) -> None:
+        """Backward from a loss, scaled where mixed precision in float16 asks for it."""
+        scaler = self.accelerator.scaler
+        (loss if scaler is None else scaler.scale(loss)).backward()
 
     def _graphed_loss(self, batch: Mapping[str, Any], num_items: Tensor) -> tuple[Tensor, Tensor]:
         loss, sums, _ = self._loss(self.core(), batch, num_items)
