@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from rcc_hf.modeling.joint_rcc import decode_jointly
+from rcc_hf.modeling.cache_rcc import RCCCache
+from rcc_hf.modeling.decoding_rcc import decode_with_cache
 from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
+from rcc_hf.modeling.positions_rcc import slot_positions
 from rcc_hf.training.engines import Memory
 from rcc_hf.training.losses import HeadLoss
 
@@ -17,7 +19,8 @@ __all__ = ["LongSequences"]
 class LongSequences:
     """Sequences of whole segments; every segment but the first is read behind the slots of all before it.
 
-    The first token of a segment is not predicted, since the last slot gives no logits.
+    The first token of a segment is not predicted, since the last slot gives no logits. A memory is what a scheme keeps
+    (`MemoryScheme.keep`), as a rule keys and values: made once, and read by every segment behind it.
 
     Attributes:
         num_segments: Of each sequence.
@@ -68,16 +71,22 @@ class LongSequences:
     def write(self, segments: Sequence[int]) -> list[Memory]:
         scheme, decoder = self._model.model.scheme, self._model.model.language_model
         rows = torch.cat([self._ids[segment] for segment in segments])
-        state = scheme.write(decoder, scheme.empty(decoder, len(rows)), rows, self._ratio)
-        return list(zip(*(layer.chunk(len(segments)) for layer in state), strict=True))
+        kept = scheme.keep(decoder, scheme.write(decoder, scheme.empty(decoder, len(rows)), rows, self._ratio))
+        return list(zip(*(part.chunk(len(segments)) for layer in kept for part in layer), strict=True))
 
     def loss(self, segment: int, memories: Sequence[Memory]) -> Tensor:
-        core = self._model.model
-        state = tuple(torch.cat(layer, 1) for layer in zip(*memories, strict=True))
-        local = core.get_input_embeddings()(self._ids[segment])
-        outputs = decode_jointly(core, state, None, self._ratio, local[:, :0], None, local, None)
+        core, ids = self._model.model, self._ids[segment]
+        parts = [torch.cat(part, -2) for part in zip(*memories, strict=True)]  # slots are on axis -2
+        num_layers, num_slots = len(core.language_model.layers), parts[0].shape[-2]
+        size = len(parts) // num_layers
+        kept = tuple(tuple(parts[i : i + size]) for i in range(0, len(parts), size))
+        tokens = [self._ratio] * num_slots
+        positions, shift = slot_positions(core.config, None, (len(ids), num_slots), ids.device, tokens)
+        cache = RCCCache(num_layers, read_only=True)
+        entries = core.scheme.read(core.language_model, kept, positions, None)
+        cache.start(entries, None, shift, local_length=ids.shape[1], input_length=ids.shape[1])
         measured = self._loss_of(self._labels[segment])
-        loss = measured(outputs.last_hidden_state[:, -local.shape[1] :])
+        loss = measured(decode_with_cache(core, cache, ids, None).last_hidden_state)
         assert measured.sums is not None
         self.sums = self.sums + measured.sums
         return loss
