@@ -3,8 +3,8 @@
 
     python benchmarks/gradient_engines.py OUTPUT.json [--model smollm2] [--segments 4 16 64 195] [--plot FILE.png]
 
-One backward pass over a text of random tokens, compressor and decoder of a fresh compressor; the median of several after
-one that does not count. An engine that runs out of memory at a length is not tried at longer ones. Memory is what
+One backward pass over a text of random tokens, compressor and decoder of a fresh compressor; the median of several
+after one that does not count. An engine that runs out of memory at a length is not tried at longer ones. Memory is what
 tensors take on a CUDA device at most, or on a CPU what graphs hold at most. Rows are written as they come.
 """
 
