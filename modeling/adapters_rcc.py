@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from .passes_rcc import adapter_key
+
 
 class TrainedPart(nn.Module):
     """A module whose parameters belong to the compressor, not to the base."""
@@ -40,6 +42,16 @@ class LowRankAdapter(TrainedPart):
         """What `linear(x) + self(x)` is, by one product with the sum of both weights."""
         update = self.scale * (self.up @ self.down)
         return F.linear(x, linear.weight + update.to(linear.weight.dtype), linear.bias)
+
+
+def make_adapters(linears: dict[str, nn.Linear], rank: int, scale: float) -> dict[str, LowRankAdapter]:
+    """An adapter for each linear map of a layer, by `adapter_key` of its dotted name; none for rank 0."""
+    if rank == 0:
+        return {}
+    return {
+        adapter_key(name): LowRankAdapter(linear.in_features, linear.out_features, rank, scale)
+        for name, linear in linears.items()
+    }
 
 
 class SlotMap(TrainedPart):
