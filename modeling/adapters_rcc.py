@@ -107,14 +107,32 @@ class SlotMark(TrainedPart):
         return hidden + is_slot * self.vector.to(hidden.device, hidden.dtype)
 
 
+class SlotVectors(TrainedPart):
+    """Vectors that are added to the rows from which a compressor makes slots: one for all, or one for each slot of a
+    segment; zero at start.
+    """
+
+    def __init__(self, width: int, count: int | None):
+        super().__init__()
+        self.vector = nn.Parameter(torch.empty(width) if count is None else torch.empty(count, width))
+
+    def initialize(self) -> None:
+        init.zeros_(self.vector)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """`[N, M, D]` to `[N, M, D]`."""
+        vector = self.vector if self.vector.ndim == 1 else self.vector[: rows.shape[1]]
+        return rows + vector.to(rows)
+
+
 class LayerAdapters(nn.Module):
     """All that is trained inside one decoder layer, held as `layer.rcc`.
 
     Attributes:
         write: adapters that are on while the layer serves the compressor, by name of the linear map.
         read: adapters that are on while it decodes with memory.
-        slot_map: the map of the states that enter this layer.
-        mark: what marks slots in the compressor's input; in the first layer, if at all.
+        slot_map: the map of the states that enter this layer; None where they enter as they are.
+        mark: what marks slots in the compressor's input, or makes them; in the first layer, if at all.
     """
 
     def __init__(
@@ -122,7 +140,7 @@ class LayerAdapters(nn.Module):
         write: dict[str, LowRankAdapter],
         read: dict[str, LowRankAdapter],
         slot_map: SlotMap | None,
-        mark: SlotMark | None = None,
+        mark: SlotMark | SlotVectors | None = None,
     ):
         super().__init__()
         self.write = nn.ModuleDict(write)

@@ -87,6 +87,15 @@ def choose_linears(linears: dict[str, nn.Linear], targets: Sequence[str] | None)
     return {name: linear for name, linear in linears.items() if name.rpartition(".")[2] in targets}
 
 
+def layer_windows(text_config) -> dict[str, int | None] | int | None:
+    """How many tokens, itself included, a token sees back: one number for all layers, or by kind of layer where a base
+    takes a mask for each kind; None for all tokens."""
+    window, kinds = getattr(text_config, "sliding_window", None), getattr(text_config, "layer_types", None)
+    if kinds is None:
+        return window
+    return {kind: window if kind == "sliding_attention" else None for kind in {"full_attention", *kinds}}
+
+
 def rotary_tables(decoder: PreTrainedModel, index: int, position_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine and sine `[B, T, R]` by which layer `index` of the base rotates keys at `position_ids` `[B, T]`.
 

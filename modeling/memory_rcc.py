@@ -136,6 +136,4 @@ class RCCScheme(MemoryScheme):
 
     def decode(self, decoder, state, inputs_embeds, mask, position_ids, num_head=0, rows=None, **kwargs):
         entering = self._inject(state, num_head, rows)
-        return decode_amid(
-            decoder, entering, state[0].shape[1], inputs_embeds, mask, position_ids, num_head, **kwargs
-        )
+        return decode_amid(decoder, entering, state[0].shape[1], inputs_embeds, mask, position_ids, num_head, **kwargs)

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The UIO scheme equals its naive reference, in values and in gradients; what its options decide."""
+
+import pytest
+import torch
+from reference.uio_reference import NaiveUIO
+from tiny import SEGMENT, pad, ratio_of_norms, rcc_model, text_config, tokens
+from torch import Tensor
+
+from rcc_hf.modeling import memory_uio
+from rcc_hf.modeling.memory_uio import UIOOptions
+from rcc_hf.modeling.slot_passes_rcc import new_cache
+
+TOLERANCE = 1e-10
+OPTIONS = {
+    "default": {},
+    "a vector for each slot": {"slot_vectors": 4},
+    "no adapters": {"write_rank": 0, "read_rank": 0},
+    "other targets, ranks and scale": {
+        "write_targets": ("k_proj", "o_proj", "up_proj"),
+        "read_targets": ("v_proj",),
+        "write_rank": 3,
+        "read_rank": 5,
+        "adapter_scale": 0.5,
+    },
+}
+options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+
+
+def make_model(num_key_value_heads: int = 2, **scheme_options):
+    config = text_config(num_key_value_heads=num_key_value_heads)
+    return rcc_model(text_config=config, scheme="uio", scheme_options=scheme_options)
+
+
+def reference_of(model, weights: dict[str, Tensor] | None = None) -> NaiveUIO:
+    config = model.config.text_config
+    return NaiveUIO(
+        weights={name: p.detach() for name, p in model.named_parameters()} if weights is None else weights,
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        norm_eps=config.rms_norm_eps,
+        rope_theta=config.rope_parameters["rope_theta"],
+        segment_length=model.config.segment_length,
+        end_of_text=config.eos_token_id,
+        adapter_scale=model.config.scheme_options["adapter_scale"],
+    )
+
+
+def expected_logits(model, context: Tensor, local: Tensor, ratio: int) -> Tensor:
+    reference = reference_of(model)
+    rows = zip(context.tolist(), local.tolist(), strict=True)
+    return torch.stack([reference.logits(c, x, ratio) for c, x in rows])
+
+
+def written(model, ratio: int) -> tuple[Tensor, ...]:
+    scheme, decoder = model.model.scheme, model.model.language_model
+    return scheme.write(decoder, scheme.empty(decoder, 2), tokens(2, SEGMENT), ratio)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ratio", [1, 4, 16])
+@pytest.mark.parametrize("num_key_value_heads", [1, 2, 4])
+def test_equals_reference_over_segments_and_a_remainder(ratio, num_key_value_heads):
+    model = make_model(num_key_value_heads)
+    context, local = tokens(2, 2 * SEGMENT + 5), tokens(2, 6, seed=1)
+    expected = expected_logits(model, context, local, ratio)
+    assert ratio_of_norms(model(local, context_ids=context, ratio=ratio).logits, expected) <= TOLERANCE
+    memory = model.compress(context, ratio=ratio)
+    assert ratio_of_norms(model(local, memory=memory).logits, expected) <= TOLERANCE
+    outputs, logits = model(local[:, :1], memory=memory), []
+    for t in range(1, local.shape[1]):
+        logits.append(outputs.logits)
+        outputs = model(local[:, t : t + 1], past_key_values=outputs.past_key_values)
+    assert ratio_of_norms(torch.cat([*logits, outputs.logits], 1), expected) <= TOLERANCE
+
+
+@torch.no_grad()
+def test_padded_rows_equal_reference_of_each_row_alone():
+    model = make_model()
+    contexts = [tokens(1, n, seed=n)[0] for n in (SEGMENT + 2, 3 * SEGMENT + 1, 2 * SEGMENT)]
+    locals_ = [tokens(1, n, seed=n)[0] for n in (5, 2, 4)]
+    (context, context_mask), (local, mask) = pad(contexts), pad(locals_)
+    memory = model.compress(context, context_mask)
+    ways = ({"memory": memory}, {"context_ids": context, "context_mask": context_mask})
+    for way in ways:
+        actual = model(local, attention_mask=mask, **way).logits
+        for row, (c, x) in enumerate(zip(contexts, locals_, strict=True)):
+            expected = reference_of(model).logits(c.tolist(), x.tolist(), model.config.ratio)
+            assert ratio_of_norms(actual[row, -len(x) :], expected) <= TOLERANCE
+
+
+@options
+def test_values_and_gradients_of_all_parameters_equal_those_of_the_reference(options):
+    model = make_model(**options).train()
+    context, local = tokens(2, 2 * SEGMENT + 3), tokens(2, 5, seed=1)
+    weights = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    reference = reference_of(model, weights)
+    expected = torch.stack([reference.logits(c, x, 4) for c, x in zip(context.tolist(), local.tolist(), strict=True)])
+    actual = model(input_ids=local, context_ids=context, ratio=4).logits
+    assert ratio_of_norms(actual, expected) <= TOLERANCE
+    direction = torch.randn(expected.shape, dtype=torch.float64)
+    (expected * direction).sum().backward()
+    (actual * direction).sum().backward()
+    errors = {name: ratio_of_norms(p.grad, weights[name].grad) for name, p in model.named_parameters()}
+    assert {name: error for name, error in errors.items() if not error <= TOLERANCE} == {}
+
+
+@torch.no_grad()
+def test_states_are_the_inputs_of_layers_and_see_their_prefix_alone():
+    model = make_model()
+    state = written(model, 4)
+    reference = reference_of(model)
+    for row, ids in enumerate(tokens(2, SEGMENT).tolist()):
+        for actual, expected in zip(state, reference.encode(ids, 4), strict=True):
+            assert ratio_of_norms(actual[row], expected) <= TOLERANCE
+    scheme, decoder, changed = model.model.scheme, model.model.language_model, tokens(2, SEGMENT)
+    changed[:, 8:] = tokens(2, 8, seed=5)
+    others = scheme.write(decoder, scheme.empty(decoder, 2), changed, 4)
+    for index, (before, after) in enumerate(zip(state, others, strict=True)):
+        assert torch.equal(before[:, :2], after[:, :2])
+        assert torch.equal(before[:, 2:], after[:, 2:]) == (index == 0)  # which is before any attention
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("each", [False, True])
+def test_slots_at_a_higher_ratio_are_every_second_one_if_they_share_a_vector(each):
+    model = make_model(slot_vectors=4 if each else None)
+    assert model.model.scheme.nested_ratios is not each
+    pairs = zip(written(model, 4), written(model, 8), strict=True)
+    same = [ratio_of_norms(fine[:, 1::2], coarse) <= 1e-12 for fine, coarse in pairs]
+    assert same == [not each] * 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text", "gpt_neox", "phi3"])
+def test_flash_attention_would_be_given_the_same(family, monkeypatch):
+    """With each slot a row of its own, which needs no mask but that of padding."""
+    window = {"sliding_window": 6} if family in ("mistral", "gemma3_text") else {}
+    kinds = {"layer_types": ["sliding_attention", "full_attention"] * 2} if family == "gemma3_text" else {}
+    config = text_config(family, num_hidden_layers=4, **window, **kinds)
+    model = rcc_model(text_config=config, scheme="uio")
+    expected = written(model, 4)
+    monkeypatch.setattr(memory_uio, "_in_one_row", memory_uio._each_a_row)
+    calls = []
+    monkeypatch.setattr(memory_uio, "new_cache", lambda decoder, shown=None: _checked(calls, decoder, shown))
+    actual = written(model, 4)
+    assert calls == [0, 8]  # rows of the second pass: 2 segments of 4 slots
+    assert max(ratio_of_norms(a, e) for a, e in zip(actual, expected, strict=True)) <= TOLERANCE
+
+
+def _checked(calls: list, decoder, shown):
+    calls.append(len(shown[0][0]) if shown else 0)
+    return new_cache(decoder, shown)
+
+
+@torch.no_grad()
+def test_a_base_with_sliding_layers_gives_slots_no_more_than_its_windows():
+    config = text_config("mistral", sliding_window=6)
+    model = rcc_model(text_config=config, scheme="uio")
+    scheme, decoder, changed = model.model.scheme, model.model.language_model, tokens(2, SEGMENT)
+    state = written(model, 16)
+    changed[:, :8] = tokens(2, 8, seed=5)  # at 16, layer 0 sees 11 to 15, and layer 1 what these saw: 6 to 15
+    others = scheme.write(decoder, scheme.empty(decoder, 2), changed, 16)
+    assert [torch.equal(a, b) for a, b in zip(state, others, strict=True)] == [True, True, False]
+
+
+def test_options_decide_what_is_trained():
+    def shapes(**scheme_options) -> dict[str, tuple[int, ...]]:
+        model = make_model(**scheme_options)
+        return {name.split(".layers.")[1]: tuple(p.shape) for name, p in model.named_parameters() if ".rcc." in name}
+
+    found = shapes(write_rank=3, read_rank=5)
+    adapters = {tuple(name.split(".")[2:4]) for name in found if "mark" not in name}
+    expected = {"write": ("q", "v"), "read": ("k", "v")}
+    assert adapters == {(kind, f"self_attn_{x}_proj_adapter") for kind, names in expected.items() for x in names}
+    assert {name[0] for name in found if ".write." in name} == {"0", "1"}  # the last layer's output is no state
+    assert {name[0] for name in found if ".read." in name} == {"0", "1", "2"}
+    assert found["0.rcc.mark.vector"] == (32,)
+    assert [name for name in found if "mark" in name] == ["0.rcc.mark.vector"]
+    assert found["2.rcc.read.self_attn_k_proj_adapter.up"] == (16, 5)
+    assert shapes(slot_vectors=4)["0.rcc.mark.vector"] == (4, 32)
+    assert shapes(write_rank=0, read_rank=0).keys() == {"0.rcc.mark.vector"}
+    fused = rcc_model("gpt_neox", scheme="uio").model.language_model.layers[0].rcc
+    assert list(fused.write) == list(fused.read) == ["attention_query_key_value_adapter"]
+
+
+@torch.no_grad()
+def test_slots_begin_as_the_end_of_text():
+    model = make_model(slot_vectors=4)
+    mark = model.model.language_model.layers[0].rcc.mark
+    mark.initialize()
+    ends = model.get_input_embeddings()(torch.full((2, 4), 2))
+    assert torch.equal(written(model, 4)[0], ends)
+    mark.vector[3] = 1.0
+    assert torch.equal(written(model, 4)[0][:, 3], ends[:, 3] + 1)
+    model.config.text_config.eos_token_id = [5, 2]
+    assert torch.equal(written(model, 4)[0][:, 0], model.get_input_embeddings().weight[[5, 5]])
+
+
+@torch.no_grad()
+def test_tokens_are_the_plain_base_but_for_the_slots_they_see():
+    """The transfer head has no effect on keys and values of tokens, before or behind the slots."""
+    model = rcc_model(scheme="uio", head_length=3)
+    context, local = tokens(2, 2 * SEGMENT + 4), tokens(2, 5, seed=1)
+
+    def first_layer():
+        cache = model(local, memory=model.compress(context)).past_key_values
+        return cache.layers[0].keys, cache.layers[0].values
+
+    before = first_layer()
+    for name, parameter in model.named_parameters():
+        if ".rcc.read." in name and name.endswith(".up"):
+            parameter.neg_()
+    for old, new in zip(before, first_layer(), strict=True):
+        changed = (old != new).any(-1).any(1)
+        assert changed.tolist() == [[False] * 3 + [True] * 8 + [False] * (old.shape[2] - 11)] * 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"write_rank": -1}, "write_rank=-1 is negative; give 0"),
+        ({"slot_vectors": 0}, "slot_vectors=0 is below 1; give the most slots"),
+        ({"read_targets": ["q_proj", "v_proj"]}, r"read_targets \['q_proj'\] would have no effect.*k_proj, v_proj"),
+        ({"write_targets": ["query"]}, r"\['query'\] name no linear map of this base; it has .*'q_proj'"),
+    ],
+)
+def test_impossible_options_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(**given)
+
+
+def test_impossible_segments_and_bases_are_refused():
+    with pytest.raises(ValueError, match=r"ratio=2 makes 8 slots of a segment of 16 tokens.*slot_vectors=4"):
+        make_model(slot_vectors=4).compress(tokens(1, SEGMENT), ratio=2)
+    whole = text_config(max_position_embeddings=SEGMENT)
+    with pytest.raises(ValueError, match=rf"trained for {SEGMENT}\. Use a shorter segment_length"):
+        rcc_model(text_config=whole, scheme="uio", window=SEGMENT).compress(tokens(1, SEGMENT))
+    with pytest.raises(ValueError, match="needs a base of two layers"):
+        rcc_model(text_config=text_config(num_hidden_layers=1), scheme="uio")
+    assert UIOOptions(write_targets=["q_proj"]).write_targets == ("q_proj",)
