@@ -73,11 +73,13 @@ class UIOScheme(MemoryScheme):
 
     with B A the transfer head. All other rows of the decoder are the plain base, but that they attend to slots.
 
-    Two passes compute that one. Tokens are blind to `<mem>`: their rows are those of a pass over the segment alone,
-    which is plainly causal (no mask, any kernel), and all that `<mem>` rows ever see of them are its keys and values.
-    So the second pass has the M rows alone as queries, with these as its past, and only it has a mask, `[M, W + M]`.
-    Where the kernel takes no mask (flash attention), each `<mem>` is a row of the batch, whose past ends where its
-    prefix does.
+    Two passes compute that one where no graph is kept. Tokens are blind to `<mem>`: their rows are those of a pass over
+    the segment alone, which is plainly causal (no mask, any kernel), and all that `<mem>` rows ever see of them are its
+    keys and values. So the second pass has the M rows alone as queries, with these as its past, and only it has a mask,
+    `[M, W + M]`. Flash attention, which takes none, has each `<mem>` as a row of the batch, padded to its prefix.
+
+    In training it is the one pass with its mask `[W + M, W + M]`: keys and values that leave layers by a side door are
+    nothing for compiled layers or sharded weights. (With flash attention it is the two, all the same.)
 
     A state is a tuple of L tensors `[B, M, D]`; kept, one pair (key, value) `[B, H, M, D]` per layer, with keys of
     position 0.
@@ -117,22 +119,24 @@ class UIOScheme(MemoryScheme):
     def write(self, decoder, state, segment, ratio):
         self._check(decoder, segment.shape[1], ratio)
         install_hooks(decoder.layers)
-        cache = new_cache(decoder)
-        name = "inputs_embeds" if segment.is_floating_point() else "input_ids"
-        with enter_pass(Pass("write")):
-            decoder(**{name: segment}, past_key_values=cache, use_cache=False)
-        lay_out = _each_a_row if "flash" in decoder.config._attn_implementation else _in_one_row
-        slots, shown = lay_out(decoder, recorded(cache), segment, ratio)
-        taken: dict[int, Tensor] = {}
+        takes_mask = "flash" not in decoder.config._attn_implementation
+        if takes_mask and torch.is_grad_enabled():
+            inputs = _behind_tokens(decoder, segment, ratio)
+        else:
+            inputs = (_in_one_row if takes_mask else _each_a_row)(decoder, _tokens_alone(decoder, segment), ratio)
+        num_slots, taken = segment.shape[1] // ratio, {}
 
         def take(index: int, layer: nn.Module, hidden: Tensor) -> Tensor | None:
-            marked = None if index else layer.rcc.mark(hidden.reshape(len(segment), -1, hidden.shape[-1]))
-            taken[index] = hidden.reshape(len(segment), -1, hidden.shape[-1]) if marked is None else marked
-            return None if marked is None else marked.view_as(hidden)
+            rows = hidden.reshape(len(segment), -1, hidden.shape[-1])
+            slots = rows[:, -num_slots:]
+            if index:
+                taken[index] = slots.contiguous()  # a view would keep the inputs of all layers
+                return None
+            taken[index] = layer.rcc.mark(slots)
+            return put_slots(rows, taken[index], rows.shape[1] - num_slots).view_as(hidden)
 
-        # a second cache: of the first, layers that checkpointing replays must find what they found
         with enter_pass(Pass("write", take)):
-            decoder(**slots, past_key_values=new_cache(decoder, shown), use_cache=False)
+            decoder(**inputs, use_cache=False)
         if state[0].shape[1] == 0:
             return tuple(taken[i] for i in range(len(decoder.layers)))
         return tuple(torch.cat([old, taken[i].to(old.device)], 1) for i, old in enumerate(state))
@@ -189,42 +193,86 @@ def _start_ids(decoder, shape: tuple[int, int], device) -> Tensor:
     return torch.full(shape, first or 0, dtype=torch.long, device=device)
 
 
-def _in_one_row(decoder, past: list, segment: Tensor, ratio: int) -> tuple[dict, list]:
-    """Inputs of the pass over `<mem>` rows `[B, M]`, with a mask of their own, and the keys and values before them."""
-    (batch_size, length), device = segment.shape[:2], segment.device
-    tokens, ends = torch.arange(length, device=device), torch.arange(ratio, length + 1, ratio, device=device)
-    distances = ends[:, None] - tokens
-    own = torch.eye(len(ends), dtype=torch.bool, device=device)
+def _mask(decoder, length: int, ends: Tensor, batch_size: int, first: int) -> Tensor | dict[str, Tensor]:
+    """Rows of the one pass's mask from `first` on, `[B, 1, W + M - first, W + M]`: 0 where a row sees, else -inf.
+
+    Of a base whose layers see differently far, one for each kind of layer.
+    """
+    tokens = torch.arange(length, device=ends.device)
+    places, last = torch.cat([tokens, ends]), torch.cat([tokens, ends - 1])
+    itself = torch.eye(len(places), dtype=torch.bool, device=ends.device)[:, length:]
 
     def added(window: int | None) -> Tensor:
-        """What is added to scores: 0 where a slot sees, -inf where not; `[B, 1, M, W + M]`."""
-        seen = distances > 0 if window is None else (distances > 0) & (distances < window)
-        mask = torch.zeros(len(ends), length + len(ends), dtype=decoder.dtype, device=device)
-        mask.masked_fill_(~torch.cat([seen, own], 1), -torch.inf)
+        seen = tokens <= last[:, None]
+        if window is not None:
+            seen = seen & (places[:, None] - tokens < window)
+        visible = torch.cat([seen, itself], 1)[first:]
+        mask = torch.zeros(visible.shape, dtype=decoder.dtype, device=ends.device).masked_fill(~visible, -torch.inf)
         return mask.expand(batch_size, 1, -1, -1)
 
     windows = layer_windows(decoder.config)
-    mask = {kind: added(window) for kind, window in windows.items()} if isinstance(windows, dict) else added(windows)
-    ids = _start_ids(decoder, (batch_size, len(ends)), device)
-    return {"input_ids": ids, "attention_mask": mask, "position_ids": ends[None].expand(batch_size, -1)}, past
+    return {kind: added(window) for kind, window in windows.items()} if isinstance(windows, dict) else added(windows)
 
 
-def _each_a_row(decoder, past: list, segment: Tensor, ratio: int) -> tuple[dict, list]:
+def _ends(length: int, ratio: int, device) -> Tensor:
+    """Where the `<mem>` of a segment stand, `[M]`: each just behind the tokens that it sees."""
+    return torch.arange(ratio, length + 1, ratio, device=device)
+
+
+def _behind_tokens(decoder, segment: Tensor, ratio: int) -> dict:
+    """Inputs of the one pass, over tokens and `<mem>`, `[B, W + M]`."""
+    (batch_size, length), device = segment.shape[:2], segment.device
+    ends = _ends(length, ratio, device)
+    starts = _start_ids(decoder, (batch_size, len(ends)), device)
+    if segment.is_floating_point():
+        rows = {"inputs_embeds": torch.cat([segment, decoder.get_input_embeddings()(starts).to(segment)], 1)}
+    else:
+        rows = {"input_ids": torch.cat([segment, starts], 1)}
+    places = torch.cat([torch.arange(length, device=device), ends]).expand(batch_size, -1)
+    return {**rows, "attention_mask": _mask(decoder, length, ends, batch_size, 0), "position_ids": places}
+
+
+def _tokens_alone(decoder, segment: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The first of two passes: each layer's keys and values `[B, H, W, D]` of a segment's tokens."""
+    cache = new_cache(decoder)
+    name = "inputs_embeds" if segment.is_floating_point() else "input_ids"
+    with enter_pass(Pass("write")):
+        decoder(**{name: segment}, past_key_values=cache, use_cache=False)
+    return recorded(cache)
+
+
+def _in_one_row(decoder, past: list[tuple[Tensor, Tensor]], ratio: int) -> dict:
+    """Inputs of the second of two passes, over `<mem>` rows `[B, M]` behind keys and values of the tokens."""
+    keys, _ = past[0]
+    batch_size, length = len(keys), keys.shape[-2]
+    ends = _ends(length, ratio, keys.device)
+    return {
+        "input_ids": _start_ids(decoder, (batch_size, len(ends)), keys.device),
+        "attention_mask": _mask(decoder, length, ends, batch_size, length),
+        "position_ids": ends.expand(batch_size, -1),
+        "past_key_values": new_cache(decoder, past),  # a cache of its own, or replayed layers of the first pass see it
+    }
+
+
+def _each_a_row(decoder, past: list[tuple[Tensor, Tensor]], ratio: int) -> dict:
     """As `_in_one_row` with every `<mem>` a row of its own, `[B * M, 1]`, and what it does not see as padding.
 
     Keys and values are copied for every slot, hence where there is no other way.
     """
-    (batch_size, length), device = segment.shape[:2], segment.device
-    tokens, ends = torch.arange(length, device=device), torch.arange(ratio, length + 1, ratio, device=device)
+    keys, _ = past[0]
+    batch_size, length, device = len(keys), keys.shape[-2], keys.device
+    ends = _ends(length, ratio, device)
     # padding in front: a window that slides over entries then ends where it should
-    source = tokens - (length - ends[:, None])
+    source = torch.arange(length, device=device) - (length - ends[:, None])
 
     def prefixes(part: Tensor) -> Tensor:
         """`[B, H, W, D]` to `[B * M, H, W, D]`."""
         return part.transpose(1, 2)[:, source.clamp(min=0).to(part.device)].flatten(0, 1).transpose(1, 2)
 
     seen = torch.cat([source >= 0, torch.ones_like(ends[:, None], dtype=torch.bool)], 1).long()
-    places = ends.repeat(batch_size)[:, None]
-    ids = _start_ids(decoder, places.shape, device)
-    slots = {"input_ids": ids, "attention_mask": seen.repeat(batch_size, 1), "position_ids": places}
-    return slots, [(prefixes(keys), prefixes(values)) for keys, values in past]
+    return {
+        "input_ids": _start_ids(decoder, (batch_size * len(ends), 1), device),
+        "attention_mask": seen.repeat(batch_size, 1),
+        "position_ids": ends.repeat(batch_size)[:, None],
+        "past_key_values": new_cache(decoder, [(prefixes(k), prefixes(v)) for k, v in past]),
+    }

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from rcc_hf.modeling import memory_uio
 from rcc_hf.modeling.memory_uio import UIOOptions
-from rcc_hf.modeling.slot_passes_rcc import new_cache
 
 TOLERANCE = 1e-10
 OPTIONS = {
@@ -132,26 +131,66 @@ def test_slots_at_a_higher_ratio_are_every_second_one_if_they_share_a_vector(eac
     assert same == [not each] * 3
 
 
+def as_flash_attention(monkeypatch):
+    """Let slots be laid out as for flash attention, in rows that need no mask but that of padding."""
+    monkeypatch.setattr(memory_uio, "_in_one_row", memory_uio._each_a_row)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text", "gpt_neox", "phi3"])
-def test_flash_attention_would_be_given_the_same(family, monkeypatch):
-    """With each slot a row of its own, which needs no mask but that of padding."""
+def test_one_pass_or_two_and_slots_in_rows_of_their_own_are_the_same(family, monkeypatch):
     window = {"sliding_window": 6} if family in ("mistral", "gemma3_text") else {}
     kinds = {"layer_types": ["sliding_attention", "full_attention"] * 2} if family == "gemma3_text" else {}
-    config = text_config(family, num_hidden_layers=4, **window, **kinds)
-    model = rcc_model(text_config=config, scheme="uio")
+    model = rcc_model(text_config=text_config(family, num_hidden_layers=4, **window, **kinds), scheme="uio")
+    shapes = []
+    model.model.language_model.layers[0].register_forward_pre_hook(
+        lambda layer, args, kwargs: shapes.append(tuple(args[0].shape[:2])), with_kwargs=True
+    )
     expected = written(model, 4)
-    monkeypatch.setattr(memory_uio, "_in_one_row", memory_uio._each_a_row)
-    calls = []
-    monkeypatch.setattr(memory_uio, "new_cache", lambda decoder, shown=None: _checked(calls, decoder, shown))
-    actual = written(model, 4)
-    assert calls == [0, 8]  # rows of the second pass: 2 segments of 4 slots
-    assert max(ratio_of_norms(a, e) for a, e in zip(actual, expected, strict=True)) <= TOLERANCE
+    with torch.enable_grad():
+        found = [written(model, 4)]
+    as_flash_attention(monkeypatch)
+    found.append(written(model, 4))
+    assert shapes == [(2, SEGMENT), (2, 4), (2, SEGMENT + 4), (2, SEGMENT), (8, 1)]
+    for state in found:
+        assert max(ratio_of_norms(a, e) for a, e in zip(state, expected, strict=True)) <= TOLERANCE
 
 
-def _checked(calls: list, decoder, shown):
-    calls.append(len(shown[0][0]) if shown else 0)
-    return new_cache(decoder, shown)
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("layout", ["_in_one_row", "_each_a_row"])
+def test_gradients_of_two_passes_are_those_of_one(layout, checkpointing, monkeypatch):
+    model = make_model(slot_vectors=4).train()
+    inputs = {"input_ids": tokens(2, 5, seed=1), "context_ids": tokens(2, 2 * SEGMENT + 3)}
+
+    def gradients():
+        model.zero_grad()
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    expected = gradients()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    how = getattr(memory_uio, layout)
+
+    def in_two(decoder, segment, ratio):
+        return how(decoder, memory_uio._tokens_alone(decoder, segment), ratio)
+
+    monkeypatch.setattr(memory_uio, "_behind_tokens", in_two)
+    actual = gradients()
+    assert actual.keys() == expected.keys()
+    assert [n for n in expected if not ratio_of_norms(actual[n], expected[n]) <= TOLERANCE] == []
+
+
+@torch.no_grad()
+def test_embeddings_are_written_as_their_ids_are():
+    model = rcc_model("gemma2", attn="eager", dtype=torch.float32, scheme="uio")
+    scheme, decoder = model.model.scheme, model.model.language_model
+    expected = written(model, 4)
+    for graph in (False, True):
+        with torch.set_grad_enabled(graph):
+            embedded = model.get_input_embeddings()(tokens(2, SEGMENT))
+            state = scheme.write(decoder, scheme.empty(decoder, 2), embedded, 4)
+        assert max(ratio_of_norms(a, e) for a, e in zip(state, expected, strict=True)) <= 1e-6
 
 
 @torch.no_grad()
