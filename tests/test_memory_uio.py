@@ -1,14 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """The UIO scheme equals its naive reference, in values and in gradients; what its options decide."""
 
+import json
+from dataclasses import asdict
+
 import pytest
 import torch
 from reference.uio_reference import NaiveUIO
-from tiny import SEGMENT, pad, ratio_of_norms, rcc_model, text_config, tokens
+from tiny import (
+    SEGMENT,
+    base_model,
+    move_from_identity,
+    pad,
+    ratio_of_norms,
+    rcc_model,
+    text_config,
+    tokenizer,
+    tokens,
+)
 from torch import Tensor
+from training_runs import settings
 
+from rcc_hf import RCCForCausalLM
+from rcc_hf.cli import main
+from rcc_hf.lora import from_peft_lora, to_peft_lora
 from rcc_hf.modeling import memory_uio
 from rcc_hf.modeling.memory_uio import UIOOptions
+from rcc_hf.training.parts import choose_parts, parameter_groups
 
 TOLERANCE = 1e-10
 OPTIONS = {
@@ -279,3 +297,45 @@ def test_impossible_segments_and_bases_are_refused():
     with pytest.raises(ValueError, match="needs a base of two layers"):
         rcc_model(text_config=text_config(num_hidden_layers=1), scheme="uio")
     assert UIOOptions(write_targets=["q_proj"]).write_targets == ("q_proj",)
+
+
+def test_what_is_trained_belongs_to_the_compressor_or_to_the_transfer_head():
+    model = make_model()
+    choose_parts(model, ["write", "read", "maps"])
+    groups = {group["name"]: group["params"] for group in parameter_groups(model, settings("out"))}
+    mark = model.model.language_model.layers[0].rcc.mark.vector
+    assert groups.keys() == {"write", "write without decay", "read"}
+    assert len(groups["write without decay"]) == 1
+    assert groups["write without decay"][0] is mark
+    choose_parts(model, ["read"])
+    assert not any(layer.requires_grad for layer in written(model, 4))  # the compressor, frozen, keeps no graph
+    assert not mark.requires_grad
+
+
+def test_the_command_line_makes_it_and_trades_adapters_with_peft(tmp_path, capsys):
+    base_model().save_pretrained(tmp_path / "base")
+    tokenizer().save_pretrained(tmp_path / "base")
+    made = ["--scheme", "uio", "--segment_length", "16", "--ratio", "4", "--write_rank", "2", "--slot_vectors", "4"]
+    assert main(["convert", str(tmp_path / "base"), str(tmp_path / "uio"), *made]) == 0
+    assert "scheme uio" in capsys.readouterr().out
+    assert (tmp_path / "uio" / "memory_uio.py").exists()
+    model = RCCForCausalLM.from_pretrained(tmp_path / "uio").double()
+    assert model.config.scheme_options == asdict(UIOOptions(slot_vectors=4, write_rank=2))
+    move_from_identity(model)
+    for part in ("read", "write"):
+        to_peft_lora(model, tmp_path / part, part=part)
+        config = json.loads((tmp_path / part / "adapter_config.json").read_text())
+        kinds = {"read": "kv", "write": "qv"}[part]
+        assert config["target_modules"] == [f"self_attn.{x}_proj" for x in kinds]
+    again = RCCForCausalLM.from_pretrained(tmp_path / "uio").double()
+    for part in ("read", "write"):
+        from_peft_lora(again, tmp_path / part, part=part)
+    again.model.language_model.layers[0].rcc.mark.load_state_dict(
+        model.model.language_model.layers[0].rcc.mark.state_dict()
+    )
+    context, local = tokens(1, 2 * SEGMENT + 3), tokens(1, 5, seed=1)
+    with torch.no_grad():
+        expected, actual = (m(local, memory=m.compress(context)).logits for m in (model, again))
+    assert ratio_of_norms(actual, expected) <= 1e-6
+    assert main(["convert", str(tmp_path / "base"), str(tmp_path / "none"), *made, "--wiring", "add"]) == 2
+    assert "does not know wiring. Options of scheme 'uio': slot_vectors" in capsys.readouterr().err
