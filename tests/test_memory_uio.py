@@ -174,6 +174,23 @@ def test_one_pass_or_two_and_slots_in_rows_of_their_own_are_the_same(family, mon
         assert max(ratio_of_norms(a, e) for a, e in zip(state, expected, strict=True)) <= TOLERANCE
 
 
+@pytest.mark.parametrize("graph", [False, True])
+def test_flash_attention_is_never_given_a_mask_of_slots(graph, monkeypatch):
+    model = make_model()
+    model.model.language_model.config._attn_implementation = "flash_attention_2"
+    monkeypatch.setattr(memory_uio, "_tokens_alone", lambda decoder, segment: "past")
+    given = []
+
+    def lay_out(decoder, past, ratio):
+        given.append((past, ratio))
+        raise InterruptedError
+
+    monkeypatch.setattr(memory_uio, "_each_a_row", lay_out)
+    with torch.set_grad_enabled(graph), pytest.raises(InterruptedError):
+        written(model, 4)
+    assert given == [("past", 4)]
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("layout", ["_in_one_row", "_each_a_row"])
 def test_gradients_of_two_passes_are_those_of_one(layout, checkpointing, monkeypatch):
