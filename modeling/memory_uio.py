@@ -76,10 +76,12 @@ class UIOScheme(MemoryScheme):
     Two passes compute that one where no graph is kept. Tokens are blind to `<mem>`: their rows are those of a pass over
     the segment alone, which is plainly causal (no mask, any kernel), and all that `<mem>` rows ever see of them are its
     keys and values. So the second pass has the M rows alone as queries, with these as its past, and only it has a mask,
-    `[M, W + M]`. Flash attention, which takes none, has each `<mem>` as a row of the batch, padded to its prefix.
+    `[M, W + M]`. Kernels that take none but padding (flash and flex attention) have each `<mem>` as a row of the batch,
+    padded to its prefix.
 
     In training it is the one pass with its mask `[W + M, W + M]`: keys and values that leave layers by a side door are
-    nothing for compiled layers or sharded weights. (With flash attention it is the two, all the same.)
+    nothing for compiled layers or sharded weights. (With those kernels it is the two all the same, with many copies of
+    keys and values: train with "sdpa".)
 
     A state is a tuple of L tensors `[B, M, D]`; kept, one pair (key, value) `[B, H, M, D]` per layer, with keys of
     position 0.
@@ -119,7 +121,7 @@ class UIOScheme(MemoryScheme):
     def write(self, decoder, state, segment, ratio):
         self._check(decoder, segment.shape[1], ratio)
         install_hooks(decoder.layers)
-        takes_mask = "flash" not in decoder.config._attn_implementation
+        takes_mask = any(kernel in decoder.config._attn_implementation for kernel in ("eager", "sdpa"))
         if takes_mask and torch.is_grad_enabled():
             inputs = _behind_tokens(decoder, segment, ratio)
         else:

@@ -175,9 +175,10 @@ def test_one_pass_or_two_and_slots_in_rows_of_their_own_are_the_same(family, mon
 
 
 @pytest.mark.parametrize("graph", [False, True])
-def test_flash_attention_is_never_given_a_mask_of_slots(graph, monkeypatch):
+@pytest.mark.parametrize("kernel", ["flash_attention_2", "kernels-community/flash-attn3", "flex_attention"])
+def test_kernels_without_masks_are_given_slots_in_rows_of_their_own(kernel, graph, monkeypatch):
     model = make_model()
-    model.model.language_model.config._attn_implementation = "flash_attention_2"
+    model.model.language_model.config._attn_implementation = kernel
     monkeypatch.setattr(memory_uio, "_tokens_alone", lambda decoder, segment: "past")
     given = []
 
