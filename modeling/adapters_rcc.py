@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from .passes_rcc import adapter_key
+
 
 class TrainedPart(nn.Module):
     """A module whose parameters belong to the compressor, not to the base."""
@@ -40,6 +42,16 @@ class LowRankAdapter(TrainedPart):
         """What `linear(x) + self(x)` is, by one product with the sum of both weights."""
         update = self.scale * (self.up @ self.down)
         return F.linear(x, linear.weight + update.to(linear.weight.dtype), linear.bias)
+
+
+def make_adapters(linears: dict[str, nn.Linear], rank: int, scale: float) -> dict[str, LowRankAdapter]:
+    """An adapter for each linear map of a layer, by `adapter_key` of its dotted name; none for rank 0."""
+    if rank == 0:
+        return {}
+    return {
+        adapter_key(name): LowRankAdapter(linear.in_features, linear.out_features, rank, scale)
+        for name, linear in linears.items()
+    }
 
 
 class SlotMap(TrainedPart):
@@ -95,14 +107,32 @@ class SlotMark(TrainedPart):
         return hidden + is_slot * self.vector.to(hidden.device, hidden.dtype)
 
 
+class SlotVectors(TrainedPart):
+    """Vectors that are added to the rows from which a compressor makes slots: one for all, or one for each slot of a
+    segment; zero at start.
+    """
+
+    def __init__(self, width: int, count: int | None):
+        super().__init__()
+        self.vector = nn.Parameter(torch.empty(width) if count is None else torch.empty(count, width))
+
+    def initialize(self) -> None:
+        init.zeros_(self.vector)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """`[N, M, D]` to `[N, M, D]`."""
+        vector = self.vector if self.vector.ndim == 1 else self.vector[: rows.shape[1]]
+        return rows + vector.to(rows)
+
+
 class LayerAdapters(nn.Module):
     """All that is trained inside one decoder layer, held as `layer.rcc`.
 
     Attributes:
         write: adapters that are on while the layer serves the compressor, by name of the linear map.
         read: adapters that are on while it decodes with memory.
-        slot_map: the map of the states that enter this layer.
-        mark: what marks slots in the compressor's input; in the first layer, if at all.
+        slot_map: the map of the states that enter this layer; None where they enter as they are.
+        mark: what marks slots in the compressor's input, or makes them; in the first layer, if at all.
     """
 
     def __init__(
@@ -110,7 +140,7 @@ class LayerAdapters(nn.Module):
         write: dict[str, LowRankAdapter],
         read: dict[str, LowRankAdapter],
         slot_map: SlotMap | None,
-        mark: SlotMark | None = None,
+        mark: SlotMark | SlotVectors | None = None,
     ):
         super().__init__()
         self.write = nn.ModuleDict(write)

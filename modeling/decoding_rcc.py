@@ -135,14 +135,14 @@ def _decode_head(model, head: Tensor, mask: Tensor | None, rows: Tensor | None) 
     recorder = Cache(layers=[RecordingLayer() for _ in decoder.layers])
     install_hooks(decoder.layers)
     positions = local_positions(mask, 0, head.shape[1], 0, head.device)
-    with enter_pass(Pass("read", rows=rows)):
+    with enter_pass(Pass("read", rows=rows) if model.scheme.adapts_tokens else None):
         decoder(attention_mask=mask, position_ids=positions, past_key_values=recorder, use_cache=True, **_named(head))
     return [layer.recorded for layer in recorder.layers]
 
 
 def _reading(model, cache: RCCCache) -> Pass | None:
-    """The pass for tokens behind the cache: read adapters on in rows that have memory."""
-    if not cache.has_slots:
+    """The pass for tokens behind the cache: read adapters on in rows that have memory, if they act on tokens."""
+    if not (cache.has_slots and model.scheme.adapts_tokens):
         return None
     install_hooks(model.language_model.layers)
     return Pass("read", rows=cache.rows_with_slots())

@@ -3,6 +3,7 @@
 
 import inspect
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,6 +70,30 @@ def adaptable_linears(layer: nn.Module) -> dict[str, nn.Linear]:
         for name, module in layer.named_modules()
         if isinstance(module, nn.Linear) and not skipped & set(name.split("."))
     }
+
+
+def choose_linears(linears: dict[str, nn.Linear], targets: Sequence[str] | None) -> dict[str, nn.Linear]:
+    """Those of `linears`, by dotted name, whose last name is in `targets`; all for None.
+
+    Raises:
+        ValueError: if a target names none of them.
+    """
+    if targets is None:
+        return linears
+    known = {name.rpartition(".")[2] for name in linears}
+    unknown = set(targets) - known
+    if unknown:
+        raise ValueError(f"targets {sorted(unknown)} name no linear map of this base; it has {sorted(known)}")
+    return {name: linear for name, linear in linears.items() if name.rpartition(".")[2] in targets}
+
+
+def layer_windows(text_config) -> dict[str, int | None] | int | None:
+    """How many tokens, itself included, a token sees back: one number for all layers, or by kind of layer where a base
+    takes a mask for each kind; None for all tokens."""
+    window, kinds = getattr(text_config, "sliding_window", None), getattr(text_config, "layer_types", None)
+    if kinds is None:
+        return window
+    return {kind: window if kind == "sliding_attention" else None for kind in {"full_attention", *kinds}}
 
 
 def rotary_tables(decoder: PreTrainedModel, index: int, position_ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,8 @@ class MemoryScheme(ABC):
     """Whether every second kept slot of a segment is what `write` gives at twice the ratio."""
     query_dependent: ClassVar[bool] = False
     """Whether what `read` shows changes with the tokens that follow; then `refresh` does something."""
+    adapts_tokens: ClassVar[bool] = True
+    """Whether read adapters act on tokens around the slots too; otherwise these are decoded by the plain base."""
 
     Options: ClassVar[type]
     """A frozen, keyword-only dataclass: the scheme's entries of `RCCConfig.scheme_options`."""

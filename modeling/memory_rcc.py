@@ -5,13 +5,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
-from .adapters_rcc import LayerAdapters, LowRankAdapter, SlotMap, SlotMark
-from .cache_rcc import RecordingLayer
-from .families_rcc import adaptable_linears, rotate_keys
+from .adapters_rcc import LayerAdapters, SlotMap, SlotMark, make_adapters
+from .families_rcc import adaptable_linears, choose_linears, rotate_keys
 from .memory import MemoryScheme
-from .passes_rcc import Pass, adapter_key, enter_pass, install_hooks
+from .passes_rcc import Pass, enter_pass, install_hooks
+from .slot_passes_rcc import decode_amid, decode_slots, put_slots
 
 WIRINGS = ("replace", "add")
 
@@ -78,31 +77,14 @@ class RCCScheme(MemoryScheme):
     def build(self, decoder):
         last = len(decoder.layers) - 1
         for index, layer in enumerate(decoder.layers):
-            linears = self._targets(adaptable_linears(layer))
+            linears = choose_linears(adaptable_linears(layer), self.options.targets)
             # what the compressor's last layer puts out is no state: adapters there would never get a gradient
-            write = self._adapters(linears, self.options.write_rank if index < last else 0)
-            read = self._adapters(linears, self.options.read_rank)
+            write = make_adapters(linears, self.options.write_rank if index < last else 0, self.options.adapter_scale)
+            read = make_adapters(linears, self.options.read_rank, self.options.adapter_scale)
             width = decoder.config.hidden_size
             slot_map = SlotMap(width, self.options.map_rank, residual=self.options.wiring == "replace")
             mark = SlotMark(width) if self.options.mark_slots and index == 0 else None
             layer.rcc = LayerAdapters(write, read, slot_map, mark)
-
-    def _targets(self, linears: dict[str, nn.Linear]) -> dict[str, nn.Linear]:
-        if self.options.targets is None:
-            return linears
-        known = {name.rpartition(".")[2] for name in linears}
-        unknown = set(self.options.targets) - known
-        if unknown:
-            raise ValueError(f"targets {sorted(unknown)} name no linear map of this base; it has {sorted(known)}")
-        return {name: m for name, m in linears.items() if name.rpartition(".")[2] in self.options.targets}
-
-    def _adapters(self, linears: dict[str, nn.Linear], rank: int) -> dict[str, LowRankAdapter]:
-        if rank == 0:
-            return {}
-        scale = self.options.adapter_scale
-        return {
-            adapter_key(name): LowRankAdapter(m.in_features, m.out_features, rank, scale) for name, m in linears.items()
-        }
 
     def empty(self, decoder, batch_size):
         like = decoder.get_input_embeddings().weight
@@ -130,56 +112,28 @@ class RCCScheme(MemoryScheme):
         replace = self.options.wiring == "replace"
 
         def put(index: int, layer: nn.Module, hidden: Tensor) -> Tensor:
-            stop = start + state[index].shape[1]
             slots = layer.rcc.slot_map(state[index]).to(hidden.device, hidden.dtype)
             if not replace and index > 0:
-                slots = hidden[:, start:stop] + slots
-            if slots.shape[1] == hidden.shape[1]:
-                return slots
-            return torch.cat([hidden[:, :start], slots, hidden[:, stop:]], 1)
+                slots = hidden[:, start : start + slots.shape[1]] + slots
+            return put_slots(hidden, slots, start)
 
         return Pass("read", put, rows)
-
-    def _slot_pass(self, decoder, state, position_ids, mask, head=None) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of slots alone, `[B, H, M, D]` per layer; they attend to each other and to the head."""
-        recorder = Cache(layers=[RecordingLayer() for _ in decoder.layers])
-        for layer, entries in zip(recorder.layers, head or [], strict=False):
-            layer.show(entries)
-        like = decoder.get_input_embeddings().weight
-        rows = torch.zeros(
-            *state[0].shape, dtype=state[0].dtype, device=like.device
-        )  # every row is replaced at layer 0
-        install_hooks(decoder.layers)
-        with enter_pass(self._inject(state)):
-            decoder(
-                inputs_embeds=rows,
-                attention_mask=mask,
-                position_ids=position_ids,
-                past_key_values=recorder,
-                use_cache=True,
-            )
-        return [layer.recorded for layer in recorder.layers]
 
     def keep(self, decoder, state):
         if self.options.wiring == "add":
             return tuple((hidden,) for hidden in state)
         here = torch.zeros(state[0].shape[:2], dtype=torch.long, device=decoder.get_input_embeddings().weight.device)
-        return tuple(self._slot_pass(decoder, state, here, None))
+        return tuple(decode_slots(decoder, self._inject(state), state, here, None))
 
     def read(self, decoder, kept, position_ids, mask, head=None):
         if self.options.wiring == "add":
-            return self._slot_pass(decoder, tuple(hidden for (hidden,) in kept), position_ids, mask, head)
+            state = tuple(hidden for (hidden,) in kept)
+            return decode_slots(decoder, self._inject(state), state, position_ids, mask, head)
         return [
             (rotate_keys(decoder, i, keys, position_ids.to(keys.device)), values)
             for i, (keys, values) in enumerate(kept)
         ]
 
     def decode(self, decoder, state, inputs_embeds, mask, position_ids, num_head=0, rows=None, **kwargs):
-        num_slots = state[0].shape[1]
-        placeholders = inputs_embeds.new_zeros(len(inputs_embeds), num_slots, inputs_embeds.shape[2])
-        embeds = torch.cat([inputs_embeds[:, :num_head], placeholders, inputs_embeds[:, num_head:]], 1)
-        install_hooks(decoder.layers)
-        with enter_pass(self._inject(state, num_head, rows)):
-            return decoder(
-                inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, use_cache=False, **kwargs
-            )
+        entering = self._inject(state, num_head, rows)
+        return decode_amid(decoder, entering, state[0].shape[1], inputs_embeds, mask, position_ids, num_head, **kwargs)

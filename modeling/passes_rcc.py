@@ -28,7 +28,8 @@ class Pass:
     Attributes:
         adapter: which adapters are on, "write" or "read".
         tap: sees, and may replace, the input of every layer.
-        rows: `[B, 1, 1]`, 0 for rows whose adapters stay off (they have no memory); None for all on.
+        rows: 0 where adapters stay off: for rows of the batch that have no memory `[B, 1, 1]`, or for all but slots
+            `[1, T, 1]`; None for all on.
     """
 
     adapter: str
@@ -91,7 +92,7 @@ class AdapterHook:
         if _merges(linear, current):
             return adapters[self.key].merged(linear, args[0])
         update = adapters[self.key](args[0])
-        return output + (update if current.rows is None else update * current.rows.to(update.dtype))
+        return output + (update if current.rows is None else update * current.rows.to(update))
 
 
 def _merges(linear: nn.Module, current: Pass) -> bool:

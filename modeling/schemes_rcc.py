@@ -5,8 +5,9 @@ from dataclasses import asdict, fields
 
 from .memory import MemoryScheme
 from .memory_rcc import RCCScheme
+from .memory_uio import UIOScheme
 
-SCHEMES: dict[str, type[MemoryScheme]] = {scheme.name: scheme for scheme in (RCCScheme,)}
+SCHEMES: dict[str, type[MemoryScheme]] = {scheme.name: scheme for scheme in (RCCScheme, UIOScheme)}
 
 
 def scheme_class(name: str) -> type[MemoryScheme]:

@@ -125,12 +125,13 @@ def test_training_learns(tmp_path, checkpointing):
     assert metrics["eval_token_accuracy"] > 0.5
 
 
+@pytest.mark.parametrize("scheme", ["rcc", "uio"])
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_recorded_steps_train_as_others(tmp_path, compiled):
+def test_recorded_steps_train_as_others(tmp_path, compiled, scheme):
     found = []
     for recorded in (False, True):
-        model = fresh(tmp_path).cuda()
+        model = fresh(tmp_path, scheme=scheme).cuda()
         how = settings(tmp_path / str(recorded), max_steps=8, cuda_graphs=recorded, compile_blocks=compiled)
         metrics = train(model, how, Mixed(size=8 * 4))
         found.append((metrics["train_loss"], parameters(model)))

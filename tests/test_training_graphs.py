@@ -157,9 +157,10 @@ def test_what_can_be_recorded():
     assert not can_record(model, batch_for())
 
 
-@pytest.mark.parametrize("spread", [False, True])
-def test_attention_without_masks_is_the_same(spread):
-    model = rcc_model(dtype=torch.float32, spread_slots=spread)
+@pytest.mark.parametrize("options", [{}, {"spread_slots": True}, {"scheme": "uio"}], ids=str)
+def test_attention_without_masks_is_the_same(options):
+    """A scheme that has a mask of its own keeps it."""
+    model = rcc_model(dtype=torch.float32, **options)
     model.train()
     batch = batch_for(segments=2)
     expected = model(**batch).logits

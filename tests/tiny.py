@@ -18,16 +18,16 @@ SEGMENT = 16
 RATIO = 4
 WINDOW = 32
 
-VARIANTS = {
-    f"{name}-{wiring}" if wiring else name: {"scheme": name, "scheme_options": {"wiring": wiring} if wiring else {}}
-    for name in SCHEMES
-    for wiring in (WIRINGS if "wiring" in option_names(name) else (None,))
-}
+VARIANTS = {f"rcc-{wiring}": {"scheme": "rcc", "scheme_options": {"wiring": wiring}} for wiring in WIRINGS}
 VARIANTS["rcc-spread"] = {"scheme": "rcc", "spread_slots": True}
-"""Every scheme, in every wiring it has, and with slots spread: options of `rcc_model`."""
+"""Both forms of memory (keys and values, or states), and slots spread: options of `rcc_model`."""
 
-WRITTEN_VARIANTS = VARIANTS | {"rcc-marked": {"scheme": "rcc", "scheme_options": {"mark_slots": True}}}
-"""Those too that differ in what is written alone, not in what becomes of it: for tests of schemes."""
+WRITTEN_VARIANTS = {
+    **VARIANTS,
+    "rcc-marked": {"scheme": "rcc", "scheme_options": {"mark_slots": True}},
+    **{name: {"scheme": name} for name in SCHEMES if name != "rcc"},
+}
+"""Those too that differ in what is written, not in what becomes of it: all schemes, for tests of schemes."""
 
 
 def text_config(family: str = "llama", **overrides):

@@ -20,9 +20,16 @@ from rcc_hf.modeling.modeling_rcc import RCCForCausalLM
 def load(
     name: str, settings: ModelSettings, fresh: CompressorSettings | None = None
 ) -> tuple[RCCForCausalLM, PreTrainedTokenizerBase]:
-    """Model (on its device) and tokenizer; what `fresh` has None for is not given."""
+    """Model (on its device) and tokenizer; what `fresh` has None for is not given.
+
+    Raises:
+        ValueError: if the scheme has no such option, or the model takes none.
+    """
     given = {} if fresh is None else {key: value for key, value in asdict(fresh).items() if value is not None}
-    model = load_model(name, base=settings.base, dtype=settings.dtype, **given)
+    try:
+        model = load_model(name, base=settings.base, dtype=settings.dtype, **given)
+    except TypeError as error:  # the flags are those of all schemes
+        raise ValueError(str(error)) from error
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
