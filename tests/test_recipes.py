@@ -70,7 +70,8 @@ def equal(one, other) -> bool:
 @pytest.mark.parametrize("tiny", [False, True])
 def test_shipped_recipes_are_whole(file, tiny):
     recipe = read_recipe(file, tiny=tiny)
-    recipe.phases.check(recipe.compressor["segment_length"], list(recipe.objectives))
+    # a later stage has the segments of the checkpoint that it goes on from
+    recipe.phases.check(recipe.compressor.get("segment_length", 512), list(recipe.objectives))
     for name, options in recipe.objectives.items():
         kind = OBJECTIVES[options.get("type", name)]
         assert set(options) - {"type"} <= kind.options()
