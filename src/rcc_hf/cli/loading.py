@@ -22,10 +22,11 @@ def load(
 ) -> tuple[RCCForCausalLM, PreTrainedTokenizerBase]:
     """Model (on its device) and tokenizer; what `fresh` has None for is not given."""
     given = {} if fresh is None else {key: value for key, value in asdict(fresh).items() if value is not None}
-    model = load_model(name, base=settings.base, dtype=settings.dtype, **given)
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    how = {"dtype": settings.dtype, "attn_implementation": settings.attn_implementation, "device": device}
+    model = load_model(name, base=settings.base, **how, **given)
     torch.nn.Module.to(model, device)
     return model, load_tokenizer(model, name, settings.base)
 
