@@ -120,6 +120,12 @@ def test_too_little_memory_on_one_side_leaves_the_other(speed):
     assert (found["other"]["status"], found["other"]["reason"]) == ("failed", "ValueError: no such kernel")
 
 
+def test_what_counts_as_too_little_memory(speed):
+    errors = [MemoryError(), torch.OutOfMemoryError(), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")]
+    assert [speed.timing.status_of(error)[0] for error in errors] == ["out of memory"] * 3
+    assert speed.timing.status_of(ValueError("out of memory"))[0] == "failed"
+
+
 def test_operations_and_shares_by_hand(speed):
     pair = speed.shapes.build("micro", "sdpa", "cpu", torch.float32, segment_length=32, ratio=8, scheme_options={
         "write_rank": 2, "read_rank": 1, "map_rank": 3,
@@ -254,6 +260,7 @@ def test_one_side_without_memory_and_an_attention_that_is_missing(speed, tmp_pat
 def test_rows_beyond_the_budget_are_skipped(speed, tmp_path):
     data = measure(speed, tmp_path / "speed.json", "--parts", "first_token", "--seconds", "1e-6")
     assert statuses(data, "rcc") == ["skipped"] * 2
+    assert data["rows"][0]["sides"]["rcc"]["reason"] == "no time was left"
 
 
 def test_a_filled_cache_is_decoded_from(speed):
@@ -262,6 +269,8 @@ def test_a_filled_cache_is_decoded_from(speed):
     context = speed.context.Context(pair, settings, limits(speed), SimpleNamespace(), {})
     for kind in ("dynamic", "static"):
         cache = speed.decoding.filled_cache(context, {"length": 20, "batch": 2, "cache": kind})
+        assert int(cache.get_seq_length()) == 20
+        assert all(bool(layer.keys[:, :, :20].all()) for layer in cache.layers)
         ids = pair.random_ids(2, 23)
         context.generate("base", input_ids=ids, past_key_values=cache, max_new_tokens=4)
         assert int(cache.get_seq_length()) == 20 + 3 + 4 - 1

@@ -71,8 +71,15 @@ def steps(context: Context, side: str, cache: str, **arguments: Any) -> Sample:
     clock = Clock(context.device, context.settings.new_tokens)
     if cache == "static" and "past_key_values" not in arguments:
         arguments["cache_implementation"] = "static"
+    graphs = compiled_graphs()
     context.generate(side, max_new_tokens=context.settings.new_tokens, stopping_criteria=[clock], **arguments)
-    return Sample(clock.seconds(), {"compiled": context.device.type == "cuda" and cache == "static"})
+    facts = {"compiled": context.device.type == "cuda" and cache == "static", "graphs": compiled_graphs() - graphs}
+    return Sample(clock.seconds(), facts)
+
+
+def compiled_graphs() -> int:
+    """How many graphs this process has compiled: in a run that counts there should be no new ones."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
 def prepare(context: Context) -> None:

@@ -27,10 +27,10 @@ PARTS: dict[str, Part] = {
     "decode": decoding,
 }
 SMALL = Settings(
-    lengths=(1024, 4096),
+    lengths=(1024, 4096, 16384),
     batch_tokens=(4096,),
     batches=(1, 4),
-    decode_length=4096,
+    decode_length=8192,
     prompts=(128,),
     prompt=16,
     new_tokens=16,
