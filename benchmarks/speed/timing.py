@@ -91,12 +91,8 @@ def status_of(error: BaseException) -> tuple[str, str]:
 
 def summary(seconds: list[float]) -> dict[str, Any]:
     """Median and quartiles of at least one run."""
-    low, middle, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
-    return {
-        "seconds": seconds,
-        "median_seconds": statistics.median(seconds) if len(seconds) > 1 else middle,
-        "quartiles_seconds": [low, high],
-    }
+    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
+    return {"seconds": seconds, "median_seconds": middle, "quartiles_seconds": [low, high]}
 
 
 class Side:

@@ -25,8 +25,8 @@ def load(
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    how = {"dtype": settings.dtype, "attn_implementation": settings.attn_implementation, "device": device}
-    model = load_model(name, base=settings.base, **how, **given)
+    attention = settings.attn_implementation
+    model = load_model(name, settings.base, settings.dtype, attn_implementation=attention, device=device, **given)
     torch.nn.Module.to(model, device)
     return model, load_tokenizer(model, name, settings.base)
 
