@@ -173,6 +173,19 @@ def test_all_parts_and_the_report(speed, tmp_path, capsys):
     assert {"speed-first-token.png", "speed-decode.png", "speed-compression.png"} <= written
 
 
+def test_files_of_several_gpus_are_reported_as_one(speed):
+    def file(commit, shape, ratio=8):
+        return {"setup": {"ratio": ratio}, "runs": [{"commit": commit}], "rows": [{"key": {"shape": shape}, "run": 0}]}
+
+    found = speed.report.merge([file("a", "one"), file("b", "two")])
+    assert [(row["key"]["shape"], found["runs"][row["run"]]["commit"]) for row in found["rows"]] == [
+        ("one", "a"),
+        ("two", "b"),
+    ]
+    with pytest.raises(ValueError, match="different ratio"):
+        speed.report.merge([file("a", "one"), file("b", "two", ratio=4)])
+
+
 def test_it_goes_on_where_it_was(speed, tmp_path, capsys):
     file = tmp_path / "speed.json"
     data = measure(speed, file, "--parts", "first_token", "compression")
@@ -215,8 +228,10 @@ def test_the_base_prefills_in_chunks_where_it_has_too_little_memory(speed, tmp_p
     assert "prefill in chunks of 50" in speed.tables.markdown(data)
 
     monkeypatch.setattr(speed.context.Context, "fits", lambda self, length: length < 100)
-    data = measure(speed, tmp_path / "other.json", "--parts", "first_token")
-    assert statuses(data, "base") == ["ok", "out of memory"]
+    more = ("--parts", "first_token", "decode", "--caches", "dynamic")
+    data = measure(speed, tmp_path / "other.json", *more)
+    assert statuses(data, "base") == ["ok"] + ["out of memory"] * 3
+    assert statuses(data, "rcc") == ["ok"] * 4
 
 
 def test_a_gpu_that_crashed_ends_the_call_and_is_passed_over_by_the_next(speed, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from record import Record
 from shapes import Pair, kv_bytes
-from timing import Limits, Sample, compare, timed
+from timing import NO_MEMORY, Limits, Sample, compare, timed
 
 from rcc_hf import RCCMemory
 
@@ -114,6 +114,10 @@ class Context:
             return True
         needed = self.pair.weight_bytes()["rcc"] + length * kv_bytes(self.pair.base.config, self.pair.base.dtype)
         return needed < torch.cuda.get_device_properties(self.device).total_memory
+
+
+TOO_LARGE: Results = {"base": {"status": NO_MEMORY, "reason": "weights and KV cache are more than the GPU has"}}
+"""Of a row that `Context.fits` refuses: filling the cache until it is full may take minutes."""
 
 
 class Part(Protocol):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from context import Context, Key, Results, Settings
+from context import TOO_LARGE, Context, Key, Results, Settings
 from timing import OK, Sample, free, wait
 from transformers import DynamicCache, StaticCache, StoppingCriteria
 
@@ -56,7 +56,8 @@ def measure(context: Context, key: Key) -> Results:
     def rcc() -> Sample:
         return steps(context, "rcc", cache, input_ids=prompt, memory=context.memory_of(length))
 
-    found = context.compare({"base": base, "rcc": rcc}, warm_up=True)
+    sides = {"base": base, "rcc": rcc} if context.fits(batch * length) else {"rcc": rcc}
+    found = {"base": dict(TOO_LARGE["base"]), **context.compare(sides, warm_up=True)}
     for result in found.values():
         if result["status"] == OK:
             result["tokens_per_second"] = batch / result["median_seconds"]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from context import Context, Key, Results, Settings
+from context import TOO_LARGE, Context, Key, Results, Settings
 from timing import NO_MEMORY, Limits, timed
 
 
@@ -37,7 +37,7 @@ def measure(context: Context, key: Key, limits: Limits | None = None) -> Results
         del sides["base"]
     found = context.by_length(length, sides, limits)
     if "base" not in sides:
-        found = {"base": {"status": NO_MEMORY, "reason": "weights and KV cache are more than the GPU has"}, **found}
+        found = {"base": dict(TOO_LARGE["base"]), **found}
     elif found["base"]["status"] == NO_MEMORY:
         chunk = {"prefill_chunk_size": context.settings.prefill_chunk}
         found |= context.by_length(length, {"base": lambda: context.wall(lambda: base(**chunk))}, limits)
