@@ -248,6 +248,34 @@ def test_a_gpu_that_crashed_ends_the_call_and_is_passed_over_by_the_next(speed, 
         assert statuses(data, "rcc") == ["skipped"] * rows
 
 
+def test_flash_attention_has_no_static_cache_behind_a_memory(speed):
+    pair = speed.shapes.build("micro", "sdpa", "cpu", torch.float32, segment_length=32, ratio=8)
+    settings = speed.context.Settings(prompt=3, new_tokens=4)
+    names = {"attention": "flash_attention_4"}
+    context = speed.context.Context(pair, settings, limits(speed), SimpleNamespace(), names)
+    found = speed.decoding.measure(context, {"length": 64, "batch": 1, "cache": "static"})
+    assert (found["base"]["status"], found["rcc"]["status"]) == ("ok", "unavailable")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ("ok", "ok", True),
+        ("ok", "unavailable", True),
+        ("out of memory", "ok", True),
+        ("unavailable", "unavailable", False),
+        ("ok", "failed", False),
+        ("skipped", "ok", False),
+        ("skipped", "crashed", True),
+    ],
+)
+def test_what_is_measured_again(speed, tmp_path, first, second, expected):
+    record = speed.record.Record(tmp_path / "speed.json", {}, {})
+    record.add({"part": "decode"}, {"base": {"status": first}, "rcc": {"status": second}})
+    assert record.is_done({"part": "decode"}) is expected
+    assert not record.is_done({"part": "memory"})
+
+
 def test_memory_is_measured_on_its_own_too(speed, tmp_path):
     data = measure(speed, tmp_path / "speed.json", "--parts", "memory")
     first = data["rows"][0]["sides"]

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from context import TOO_LARGE, Context, Key, Results, Settings
-from timing import OK, Sample, free, wait
+from timing import OK, UNAVAILABLE, Sample, free, wait
 from transformers import DynamicCache, StaticCache, StoppingCriteria
 
+STATIC = ("sdpa", "eager")
+"""Attentions that static caches behind a memory run with."""
 SKIPPED = 8
 """Steps at the start of a call that do not count; fewer where fewer are generated."""
 
@@ -56,8 +58,15 @@ def measure(context: Context, key: Key) -> Results:
     def rcc() -> Sample:
         return steps(context, "rcc", cache, input_ids=prompt, memory=context.memory_of(length))
 
-    sides = {"base": base, "rcc": rcc} if context.fits(batch * length) else {"rcc": rcc}
-    found = {"base": dict(TOO_LARGE["base"]), **context.compare(sides, warm_up=True)}
+    sides = {"base": base, "rcc": rcc}
+    found: Results = {}
+    if not context.fits(batch * length):
+        del sides["base"]
+        found["base"] = dict(TOO_LARGE["base"])
+    if cache == "static" and context.names.get("attention") not in STATIC:
+        del sides["rcc"]
+        found["rcc"] = {"status": UNAVAILABLE, "reason": f"static caches behind a memory run with {', '.join(STATIC)}"}
+    found |= context.compare(sides, warm_up=True)
     for result in found.values():
         if result["status"] == OK:
             result["tokens_per_second"] = batch / result["median_seconds"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from timing import CRASHED, FINAL
+from timing import CRASHED, FAILED, SKIPPED, UNAVAILABLE
 
 Key = Mapping[str, Any]
 
@@ -41,12 +41,13 @@ class Record:
         return next((row for row in self.data["rows"] if row["key"] == key), None)
 
     def is_done(self, key: Key) -> bool:
-        """Whether all sides of a row were measured; what failed or was skipped is tried again, but for crashes."""
+        """Whether a row need not be measured again: what failed or was skipped is tried again, but for crashes, and so
+        is a row of which nothing was available."""
         row = self.find(key)
         if row is None:
             return False
-        found = [side["status"] for side in row["sides"].values()]
-        return CRASHED in found or all(status in FINAL for status in found)
+        found = {side["status"] for side in row["sides"].values()}
+        return CRASHED in found or not (found & {FAILED, SKIPPED} or found == {UNAVAILABLE})
 
     def add(self, key: Key, sides: Mapping[str, Any]) -> dict[str, Any]:
         """Write a row, in place of one of the same key."""

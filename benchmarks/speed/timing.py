@@ -14,7 +14,7 @@ OK, NO_MEMORY, FAILED, SKIPPED, UNAVAILABLE = "ok", "out of memory", "failed", "
 CRASHED = "crashed"
 """Of an error after which a process cannot use its GPU any more."""
 FINAL = (OK, NO_MEMORY)
-"""What need not be measured again."""
+"""What was measured."""
 
 
 @dataclass(frozen=True)
