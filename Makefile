@@ -24,7 +24,7 @@ CHECK   = $(VENV)/check
 STAMP  := $(VENV)/.installed-$(shell printf '%s' '$(PYTHON) $(TORCH) $(PIN) $(MODEL) $(PROSE)' | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-floor golden lint types check clean
+.PHONY: help venv demo test test-floor bench golden lint types check clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1@/p' Makefile | while IFS=@ read -r name text; do printf '%-12s %s\n' "$$name" "$$text"; done
@@ -53,6 +53,11 @@ test: venv  ## the tests that need neither minutes, nor a GPU, nor a network
 test-floor:  ## the same with the oldest transformers that setup.cfg allows, in .venv-floor
 	@$(MAKE) --no-print-directory test VENV=.venv-floor PIN='$(FLOOR)'
 
+bench: venv  ## a small speed benchmark, in a minute on a CPU with a tiny model: that all parts work, nothing of a GPU
+	@rm -f outputs/bench.json
+	@$(VENV)/bin/python benchmarks/speed/run.py outputs/bench.json --small $(ARGS)
+	@$(VENV)/bin/python benchmarks/speed/report.py outputs/bench.json
+
 golden: venv  ## record anew what tiny models and the checkpoints in examples/ compute, after a change that is meant
 	@$(VENV)/bin/python tests/test_golden.py
 	@$(VENV)/bin/python tests/shipped.py
@@ -74,4 +79,4 @@ check: lint types test  ## what a change must pass: ruff, mypy on the built whee
 
 clean:  ## remove all that the targets above made
 	@rm -rf .venv .venv-floor build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	@find modeling src tests examples -name __pycache__ -prune -exec rm -rf {} +
+	@find modeling src tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from rcc_hf.checkpoints import parse_dtype
+from rcc_hf.checkpoints import loading_options
 from rcc_hf.cli.evaluate_settings import ASKING, EvaluateSettings
 from rcc_hf.cli.loading import load
 from rcc_hf.cli.settings import ModelSettings, parse
@@ -131,12 +131,14 @@ def _run(settings: EvaluateSettings, task: TaskSettings, how: ModelSettings, nam
 def _load(name: str, how: ModelSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """An RCC checkpoint, or a base as it is."""
     path = resolve_base(name)
-    if PreTrainedConfig.get_config_dict(path)[0].get("model_type") == "rcc":
+    found = PreTrainedConfig.get_config_dict(path)[0]
+    if found.get("model_type") == "rcc":
         return load(name, how)
     device = how.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=parse_dtype(how.dtype))
+    options = loading_options(found, how.dtype, how.attn_implementation, device)
+    model = AutoModelForCausalLM.from_pretrained(path, **options)
     torch.nn.Module.to(model, device)
     return model.eval(), AutoTokenizer.from_pretrained(path)
 

@@ -26,13 +26,14 @@ def load(
         ValueError: if the scheme has no such option, or the model takes none.
     """
     given = {} if fresh is None else {key: value for key, value in asdict(fresh).items() if value is not None}
-    try:
-        model = load_model(name, base=settings.base, dtype=settings.dtype, **given)
-    except TypeError as error:  # the flags are those of all schemes
-        raise ValueError(str(error)) from error
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    attention = settings.attn_implementation
+    try:
+        model = load_model(name, settings.base, settings.dtype, attn_implementation=attention, device=device, **given)
+    except TypeError as error:  # the flags are those of all schemes
+        raise ValueError(str(error)) from error
     torch.nn.Module.to(model, device)
     return model, load_tokenizer(model, name, settings.base)
 

@@ -43,6 +43,11 @@ class ModelSettings:
     base: str | None = field(default=None, metadata={"help": "Base of an adapter-only checkpoint, if it has moved."})
     dtype: str = field(default="auto", metadata={"help": "auto, float32, bfloat16 or float16."})
     device: str = field(default="auto", metadata={"help": "cpu, cuda, cuda:1, ...; auto: a GPU if there is one."})
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "flash_attention_4, flash_attention_3, flash_attention_2, sdpa or eager; auto: the fastest "
+                  "that is installed. Default: sdpa."},
+    )  # fmt: skip
 
 
 def parse(argv: list[str], command: str, description: str, positionals: dict[str, str], *settings: Any) -> tuple:

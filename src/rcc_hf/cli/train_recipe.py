@@ -71,6 +71,7 @@ def run(argv: list[str]) -> dict[str, float]:
         settings,
         base=how.base,
         dtype=how.dtype,
+        attn_implementation=how.attn_implementation,
         held_out_examples=changes.held_out_examples,
         quality=quality,
     )

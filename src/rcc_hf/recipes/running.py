@@ -35,6 +35,7 @@ def run_recipe(
     *,
     base: str | None = None,
     dtype: str = "auto",
+    attn_implementation: str | None = None,
     held_out_examples: int = 64,
     held_out_ratios: Sequence[int] | None = None,
     quality: QualitySettings | None = None,
@@ -49,6 +50,7 @@ def run_recipe(
         settings: How.
         base: Where an adapter-only checkpoint finds its base, if that has moved.
         dtype: Of the base: auto, float32, bfloat16 or float16.
+        attn_implementation: Name of an attention, "auto" for the best (see `rcc_hf.attention`); None: the library's.
         held_out_examples: About how many of the held-out texts, if there are any, over all ratios and lengths of the
             last phase.
         held_out_ratios: Ratios at which these are measured, if not those of the last phase.
@@ -59,10 +61,11 @@ def run_recipe(
         The metrics of `train`.
 
     Raises:
+        ImportError: the attention does not work here.
         ValueError: the recipe asks for what there is not, or settings do not fit it.
     """
     set_seed(settings.seed)
-    model = load_model(recipe.model, base=base, dtype=dtype, **recipe.compressor)
+    model = load_model(recipe.model, base, dtype, attn_implementation, **recipe.compressor)
     tokenizer = load_tokenizer(model, recipe.model, base)
     mixture = _mixture(recipe, settings, model, tokenizer)
     _record(Path(settings.output), settings)
