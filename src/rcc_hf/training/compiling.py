@@ -4,10 +4,11 @@
 All layers share one compiled function, so that a layer's place in the model costs no compilation. Hooks on the layer
 itself, which take and put the states of the compressor, run outside of it; the adapters on the linear maps are traced.
 
-How often it is compiled (`dynamic=False`): a pass of the compressor is one shape (of `uio` one for each ratio), and compiles
-three times: the first layer's input needs no gradient, the last layer has no write adapters, and all between are alike.
-A pass of the decoder compiles once for each number of slots and tokens together; the teacher's once for each length.
-With `dynamic=None` the second shape that is met compiles for all lengths, in kernels that are a little slower.
+How often it is compiled (`dynamic=False`): a pass of the compressor is one shape, whatever the ratio (of `uio`, one for
+each), and compiles three times: the first layer's input needs no gradient, the last layer has no write adapters, and
+all between are alike. A pass of the decoder compiles once for each number of slots and tokens together; the teacher's
+once for each length. With `dynamic=None` the second shape that is met compiles for all lengths, in kernels that are a
+little slower.
 """
 
 from collections.abc import Iterator
