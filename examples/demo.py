@@ -80,7 +80,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="folder of a trained compressor")
     parser.add_argument("--base", default="smollm2", help="its base: id or folder, or smollm2 for the bundled one")
-    parser.add_argument("--tokens", type=int, default=32_768, help="length of the long text, pass key included")
+    parser.add_argument("--tokens", type=int, default=8192, help="length of the long text, pass key included")
     parser.add_argument("--ratio", type=int, default=32, help="tokens per slot of the long text")
     parser.add_argument("--depth", type=float, default=0.5, help="where in it the pass key is: 0 beginning, 1 end")
     parser.add_argument("--ratios", type=int, nargs="+", default=[8, 32], help="tokens per slot of short texts")

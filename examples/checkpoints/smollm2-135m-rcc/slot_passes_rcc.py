@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Passes in which rows of the decoder are slots: the slots alone, and slots amid tokens in training."""
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from .cache_rcc import RecordingLayer
+from .passes_rcc import Pass, enter_pass, install_hooks
+
+
+def put_slots(hidden: Tensor, slots: Tensor, start: int) -> Tensor:
+    """A layer's input `[B, T, D]` in which `slots` `[B, M, D]` have taken the place of M rows from `start` on."""
+    if slots.shape[1] == hidden.shape[1]:
+        return slots
+    return torch.cat([hidden[:, :start], slots, hidden[:, start + slots.shape[1] :]], 1)
+
+
+def new_cache(decoder, shown: list[tuple[Tensor, Tensor]] | None = None) -> Cache:
+    """A cache that takes down each layer's new keys and values, behind entries `[B, H, T, D]` that it shows."""
+    cache = Cache(layers=[RecordingLayer() for _ in decoder.layers])
+    for layer, entries in zip(cache.layers, shown or [], strict=False):
+        layer.show(entries)
+    return cache
+
+
+def recorded(cache: Cache) -> list[tuple[Tensor, Tensor]]:
+    """The keys and values `[B, H, T, D]` that the last pass gave to a cache of `new_cache`."""
+    return [layer.recorded for layer in cache.layers]
+
+
+def decode_slots(
+    decoder,
+    entering: Pass,
+    state: tuple[Tensor, ...],
+    position_ids: Tensor,
+    mask: Tensor | None,
+    head: list[tuple[Tensor, Tensor]] | None = None,
+) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of slots alone, `[B, H, M, D]` per layer; they attend to each other and to the head.
+
+    Args:
+        entering: the pass that puts the slots of `state`, tensors `[B, M, D]`, into every layer.
+        position_ids: `[B, M]`.
+        mask: over head and slots, 0 at padding.
+        head: keys and values of what stands in front of them.
+    """
+    recorder = new_cache(decoder, head)
+    like = decoder.get_input_embeddings().weight
+    rows = torch.zeros(*state[0].shape, dtype=state[0].dtype, device=like.device)  # every row is replaced at layer 0
+    install_hooks(decoder.layers)
+    with enter_pass(entering):
+        decoder(
+            inputs_embeds=rows,
+            attention_mask=mask,
+            position_ids=position_ids,
+            past_key_values=recorder,
+            use_cache=True,
+        )
+    return recorded(recorder)
+
+
+def decode_amid(
+    decoder,
+    entering: Pass,
+    num_slots: int,
+    inputs_embeds: Tensor,
+    mask: Tensor | None,
+    position_ids: Tensor | None,
+    num_head: int,
+    **kwargs,
+):
+    """`MemoryScheme.decode` by the pass that puts `num_slots` slots behind the first `num_head` rows of every layer."""
+    placeholders = inputs_embeds.new_zeros(len(inputs_embeds), num_slots, inputs_embeds.shape[2])
+    embeds = torch.cat([inputs_embeds[:, :num_head], placeholders, inputs_embeds[:, num_head:]], 1)
+    install_hooks(decoder.layers)
+    with enter_pass(entering):
+        return decoder(inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, use_cache=False, **kwargs)
