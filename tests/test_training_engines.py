@@ -196,9 +196,7 @@ def test_layers_may_be_replayed():
     model = rcc_model()
     expected, _ = gradients(model, long_sequences(model, 4), full)
     model.train()
-    model.activation_checkpointing_enable() if hasattr(
-        model, "activation_checkpointing_enable"
-    ) else model.gradient_checkpointing_enable()
+    model.gradient_checkpointing_enable()
     actual, _ = gradients(model, long_sequences(model, 4), two_pass)
     for name, gradient in expected.items():
         assert ratio_of_norms(actual[name], gradient) <= 1e-10, name

@@ -15,7 +15,7 @@ from rcc_hf.objectives.base import Shape, build_example
 from rcc_hf.objectives.checks import check_positive, check_share
 from rcc_hf.objectives.haystacks import ShardWindows, python_random
 from rcc_hf.objectives.prompting import Prompter
-from rcc_hf.objectives.reconstruction import pad_segment
+from rcc_hf.objectives.reconstruction import cut_at_times, pad_segment
 from rcc_hf.texts import TokenShards
 
 __all__ = ["Cloze"]
@@ -85,8 +85,7 @@ class Cloze:
     def example(self, rng: np.random.Generator, shape: Shape) -> dict[str, Tensor]:
         for _ in range(_TRIES):
             text = self._windows.draw(rng, shape.context_length)
-            if shape.segment_length > 1 and rng.random() < self._pad_share:
-                text = text[: -int(rng.integers(1, shape.segment_length))]
+            text = cut_at_times(rng, text, shape.segment_length, self._pad_share)
             parts = self._parts(python_random(rng), text, chat=self._prompter.draw_chat(rng))
             if parts:
                 context = pad_segment(text, shape.segment_length, self._tokenizer.eos_token_id)

@@ -11,7 +11,14 @@ from rcc_hf.objectives.checks import check_positive, check_share
 from rcc_hf.objectives.haystacks import ShardWindows
 from rcc_hf.texts import TokenShards
 
-__all__ = ["RECONSTRUCTION_PROMPT", "PassageReconstruction", "Reconstruction", "pad_segment", "reconstruction_example"]
+__all__ = [
+    "RECONSTRUCTION_PROMPT",
+    "PassageReconstruction",
+    "Reconstruction",
+    "cut_at_times",
+    "pad_segment",
+    "reconstruction_example",
+]
 
 RECONSTRUCTION_PROMPT = "\n\nRepeat the text above:\n"
 
@@ -48,6 +55,13 @@ def reconstruction_example(
 def pad_segment(ids: np.ndarray, segment_length: int, fill_id: int) -> np.ndarray:
     """Ids `[N]` whose last segment is filled up, as evaluation does with the tail "pad"."""
     return np.concatenate([ids, np.full(-len(ids) % segment_length, fill_id, dtype=np.int64)])
+
+
+def cut_at_times(rng: np.random.Generator, ids: np.ndarray, segment_length: int, share: float) -> np.ndarray:
+    """Ids `[N]`, a share of which lose their end, so that their last segment is only partly text."""
+    if rng.random() < share and segment_length > 1:
+        return ids[: -int(rng.integers(1, segment_length))]
+    return ids
 
 
 class Reconstruction:
@@ -87,8 +101,7 @@ class Reconstruction:
 
     def example(self, rng: np.random.Generator, shape: Shape) -> dict[str, Tensor]:
         text = self._windows.draw(rng, shape.context_length)
-        if rng.random() < self._pad_share and shape.segment_length > 1:
-            text = text[: -int(rng.integers(1, shape.segment_length))]
+        text = cut_at_times(rng, text, shape.segment_length, self._pad_share)
         return reconstruction_example(
             text,
             self._prompt_ids,
