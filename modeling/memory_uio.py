@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from .adapters_rcc import LayerAdapters, SlotVectors, make_adapters
 from .families_rcc import adaptable_linears, choose_linears, layer_windows, rotate_keys
+from .hooks_rcc import install_hooks
+from .linears_rcc import adapt_linears
 from .memory import MemoryScheme
-from .passes_rcc import Pass, enter_pass, install_hooks
+from .passes_rcc import Pass, enter_pass
 from .slot_passes_rcc import decode_amid, decode_slots, new_cache, put_slots, recorded
 
 FUSED = ("qkv_proj", "query_key_value")
@@ -113,6 +115,7 @@ class UIOScheme(MemoryScheme):
             read = make_adapters(readers, options.read_rank, options.adapter_scale)
             vectors = SlotVectors(decoder.config.hidden_size, options.slot_vectors) if index == 0 else None
             layer.rcc = LayerAdapters(write, read, None, vectors)
+            adapt_linears(layer, writers | readers)
 
     def empty(self, decoder, batch_size):
         like = decoder.get_input_embeddings().weight

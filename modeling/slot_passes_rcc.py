@@ -6,7 +6,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from .cache_rcc import RecordingLayer
-from .passes_rcc import Pass, enter_pass, install_hooks
+from .hooks_rcc import install_hooks
+from .passes_rcc import Pass, enter_pass
 
 
 def put_slots(hidden: Tensor, slots: Tensor, start: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from rcc_hf.modeling.fingerprint_rcc import is_trained_part
-from rcc_hf.modeling.passes_rcc import install_hooks
+from rcc_hf.modeling.hooks_rcc import install_hooks
 
 pytestmark = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 
@@ -72,16 +72,16 @@ def test_threads_that_use_one_model_at_once_do_not_touch_each_other(variant):
 def test_hooks_are_put_in_place_once_though_two_threads_begin_at_once(variant, monkeypatch):
     model = rcc_model(**variant)
     expected = answer(rcc_model(**variant))
-    register, others = nn.Module.register_forward_hook, []
+    register, others = nn.Module.register_forward_pre_hook, []
 
-    def register_while_another_thread_begins(module, hook):
+    def register_while_another_thread_begins(module, hook, **kwargs):
         if not others:
             others.append(threading.Thread(target=install_hooks, args=(model.model.language_model.layers,)))
             others[0].start()
             others[0].join(timeout=0.3)  # it may have to wait for this thread
-        return register(module, hook)
+        return register(module, hook, **kwargs)
 
-    monkeypatch.setattr(nn.Module, "register_forward_hook", register_while_another_thread_begins)
+    monkeypatch.setattr(nn.Module, "register_forward_pre_hook", register_while_another_thread_begins)
     install_hooks(model.model.language_model.layers)
     others[0].join()
     assert torch.equal(answer(model), expected)

@@ -21,7 +21,8 @@ from torch import Tensor
 from rcc_hf import RCCForCausalLM
 from rcc_hf.cli import main
 from rcc_hf.lora import from_peft_lora, to_peft_lora
-from rcc_hf.modeling.passes_rcc import Pass, enter_pass, install_hooks
+from rcc_hf.modeling.hooks_rcc import install_hooks
+from rcc_hf.modeling.passes_rcc import Pass, enter_pass
 
 peft = pytest.importorskip("peft")
 

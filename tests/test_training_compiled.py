@@ -7,7 +7,6 @@ from tiny import SEGMENT, WRITTEN_VARIANTS, ratio_of_norms, rcc_model, text_conf
 from training_runs import Mixed, fresh, gradients, parameters, settings, trainer_of
 
 from rcc_hf.modeling.adapters_rcc import LowRankAdapter
-from rcc_hf.modeling.passes_rcc import Pass, _merges
 from rcc_hf.training import running as running_module
 from rcc_hf.training import train
 from rcc_hf.training.compiling import compiled_blocks
@@ -79,8 +78,8 @@ def test_compilations_do_not_grow_with_layers(counters, dynamic, most):
 
 def test_adapters_are_merged_while_compiled_layers_are_trained(monkeypatch):
     model, merged = trained_model(3), []
-    plain = LowRankAdapter.merged
-    monkeypatch.setattr(LowRankAdapter, "merged", lambda *arguments: merged.append(1) or plain(*arguments))
+    plain = LowRankAdapter.merge
+    monkeypatch.setattr(LowRankAdapter, "merge", lambda *arguments: merged.append(1) or plain(*arguments))
     expected = step(model, 4, 1)
     assert not merged
     with compiled_blocks(model, backend="eager"):
@@ -91,20 +90,6 @@ def test_adapters_are_merged_while_compiled_layers_are_trained(monkeypatch):
         with torch.no_grad():
             model(tokens(1, 4), context_ids=tokens(1, SEGMENT))
     assert not merged
-
-
-def test_adapters_of_quantised_weights_are_not_merged(monkeypatch):
-    """Their weights are no plain parameters, and know how to multiply alone."""
-
-    class Quantised(torch.nn.Parameter):
-        pass
-
-    linear = torch.nn.Linear(2, 2)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert _merges(linear, Pass("write"))
-    assert not _merges(linear, Pass("read", rows=torch.ones(1, 1, 1)))
-    linear.weight = Quantised(torch.ones(2, 2))
-    assert not _merges(linear, Pass("write"))
 
 
 def test_nothing_is_compiled_in_evaluation_mode_and_nothing_left_behind(counters):

@@ -18,8 +18,8 @@ from transformers.utils import cached_file
 
 from rcc_hf.modeling.adapters_rcc import LowRankAdapter
 from rcc_hf.modeling.families_rcc import family_of
+from rcc_hf.modeling.linears_rcc import adapter_key
 from rcc_hf.modeling.modeling_rcc import RCCForCausalLM, RCCModel
-from rcc_hf.modeling.passes_rcc import adapter_key
 
 __all__ = ["Part", "from_peft_lora", "to_peft_lora"]
 
