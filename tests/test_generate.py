@@ -248,4 +248,4 @@ def test_in_other_precisions(mode):
         one = never_ending(rcc_model(dtype=dtype))
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
             logits = decode(one, **case(one, mode)[0], count=1)[1]
-        assert ratio_of_norms(logits.double(), expected.double()) <= 2e-2
+        assert ratio_of_norms(logits.double(), expected.double()) <= 3e-2  # eight bits, through three layers and slots
