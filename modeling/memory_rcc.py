@@ -13,7 +13,7 @@ from .hooks_rcc import install_hooks
 from .linears_rcc import adapt_linears
 from .memory import MemoryScheme
 from .passes_rcc import EndOfPass, Pass, enter_pass
-from .slot_passes_rcc import decode_amid, decode_slots, put_slots
+from .slot_passes_rcc import decode_amid, decode_slots, project_slots, put_slots
 
 WIRINGS = ("replace", "add")
 
@@ -129,8 +129,7 @@ class RCCScheme(MemoryScheme):
     def keep(self, decoder, state):
         if self.options.wiring == "add":
             return tuple((hidden,) for hidden in state)
-        here = torch.zeros(state[0].shape[:2], dtype=torch.long, device=decoder.get_input_embeddings().weight.device)
-        return tuple(decode_slots(decoder, self._inject(state), state, here, None))
+        return tuple(project_slots(decoder, self._inject(state), state))
 
     def read(self, decoder, kept, position_ids, mask, head=None):
         if self.options.wiring == "add":

@@ -12,7 +12,7 @@ from .hooks_rcc import install_hooks
 from .linears_rcc import adapt_linears
 from .memory import MemoryScheme
 from .passes_rcc import Pass, enter_pass
-from .slot_passes_rcc import decode_amid, decode_slots, new_cache, put_slots, recorded
+from .slot_passes_rcc import decode_amid, new_cache, project_slots, put_slots, recorded
 
 FUSED = ("qkv_proj", "query_key_value")
 """Maps that make queries, keys and values in one, as some bases have them."""
@@ -168,8 +168,7 @@ class UIOScheme(MemoryScheme):
         return Pass("read", put, rows)
 
     def keep(self, decoder, state):
-        here = torch.zeros(state[0].shape[:2], dtype=torch.long, device=decoder.get_input_embeddings().weight.device)
-        return tuple(decode_slots(decoder, self._enter(state), state, here, None))
+        return tuple(project_slots(decoder, self._enter(state), state))
 
     def read(self, decoder, kept, position_ids, mask, head=None):
         return [

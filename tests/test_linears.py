@@ -132,14 +132,19 @@ def test_hooks_are_looked_for_once_in_a_generation(monkeypatch):
     assert len(calls) == 1
 
 
-def test_compressing_leaves_out_the_last_layer(monkeypatch):
-    model = rcc_model()
+def test_compressing_runs_no_further_than_slots_need(variant, monkeypatch):
+    """The last layer's input is the last state; and of slots alone, a layer's keys and values are all there is."""
+    model = rcc_model(**variant)
     with torch.enable_grad():
         expected = with_graph(model)
-    last = model.model.language_model.layers[-1]
-    calls = count(monkeypatch, last.mlp, "forward")
+    first, *_, last = model.model.language_model.layers
+    calls, calls_of_last = count(monkeypatch, first.mlp, "forward"), count(monkeypatch, last.mlp, "forward")
     memory = model.compress(CONTEXT)
-    assert len(calls) == 1  # of the slots, none of the tokens
+    if variant["scheme"] == "rcc":
+        assert len(calls) == 1
+        assert not calls_of_last
+    else:  # tokens, and then <mem>
+        assert len(calls) == len(calls_of_last) == 2
     with torch.no_grad():
         assert ratio_of_norms(model(PROMPT, memory=memory).logits, expected) <= 1e-12
 
