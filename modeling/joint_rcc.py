@@ -62,9 +62,9 @@ def write_segments(model, inputs: Tensor, grid: Grid, ratio: int) -> tuple[Tenso
     if not grid.is_ragged:
         return tuple(layer.unflatten(0, (len(inputs), -1)).flatten(1, 2) for layer in layers)
     shape = (len(inputs), max(grid.counts), slots)
-    cells = [grid.cells(layer.device) for layer in layers]
+    cells = {device: grid.cells(device) for device in {layer.device for layer in layers}}
     states = [layer.new_zeros(*shape, layer.shape[-1]) for layer in layers]
-    return tuple(s.index_put(c, x).flatten(1, 2) for s, c, x in zip(states, cells, layers, strict=True))
+    return tuple(s.index_put(cells[x.device], x).flatten(1, 2) for s, x in zip(states, layers, strict=True))
 
 
 def _keeps_graph(decoder) -> bool:
