@@ -158,7 +158,7 @@ def _encode(model, memory, inputs, grid, ratio, on_progress):
     slots, blocks = length // ratio, max(grid.counts)
     # sent before the loop, in which the host would wait until the device has caught up
     own, cells, buffers = grid.cells(inputs.device), {}, None
-    for place, segments in grid.segment_batches(inputs, model.config.encode_batch_tokens):
+    for place, segments in grid.segment_batches(inputs, model.config.batch_tokens(inputs.device.type)):
         state = scheme.write(decoder, scheme.empty(decoder, len(segments)), segments, ratio)
         kept = scheme.keep(decoder, state)
         if buffers is None:

@@ -2,9 +2,11 @@
 """What the host does while segments are encoded: nothing that waits for the device."""
 
 import pytest
+import torch
 from tiny import SEGMENT, pad, rcc_model, tokens
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rcc_hf import RCCConfig
 from rcc_hf.modeling.joint_rcc import write_segments
 from rcc_hf.modeling.segments_rcc import Grid, pack_left
 
@@ -55,6 +57,20 @@ def test_nothing_is_sent_for_each_batch(monkeypatch, context):
     at_once = transfers(monkeypatch, model, *context)
     model.config.encode_batch_tokens = SEGMENT
     assert transfers(monkeypatch, model, *context) == at_once > 0
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["compress", "joint"])
+def test_calls_are_as_large_as_the_device_wants(monkeypatch, train):
+    model, asked, written = rcc_model(encode_batch_tokens=None), [], []
+    write = model.model.scheme.write
+    monkeypatch.setattr(RCCConfig, "batch_tokens", lambda config, device: asked.append(device) or 2 * SEGMENT)
+    monkeypatch.setattr(model.model.scheme, "write", lambda *args: written.append(len(args[2])) or write(*args))
+    with torch.no_grad():
+        if train:
+            model(tokens(1, 5), context_ids=tokens(1, 5 * SEGMENT))
+        else:
+            model.compress(tokens(1, 5 * SEGMENT))
+    assert (asked, written) == (["cpu"], [2, 2, 1])
 
 
 def test_cells_of_a_joint_pass_are_sent_once(monkeypatch):
