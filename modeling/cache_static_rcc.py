@@ -45,8 +45,9 @@ class RCCStaticLayer(StaticLayer):
 class RCCStaticCache(RCCCache):
     """`[head | memory slots | local tokens | room]` for every layer, `max_length` entries in all.
 
-    `generate(..., cache_implementation="static")` makes one that is just long enough. To go on in it afterwards, give
-    the first call a `max_cache_len` with room for what is to come.
+    `generate(..., cache_implementation="static")` makes one that is long enough for that call, rounded up, so that
+    others of about its length find the step compiled. To go on in it afterwards, give the first call a `max_cache_len`
+    with room for what is to come.
 
     Attributes:
         max_length: entries that there is room for.

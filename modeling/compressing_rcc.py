@@ -156,17 +156,21 @@ def _encode(model, memory, inputs, grid, ratio, on_progress):
     """The kept tensors of every layer, old slots first; new ones are written straight to their place."""
     scheme, decoder, length = model.scheme, model.language_model, grid.segment_length
     slots, blocks = length // ratio, max(grid.counts)
-    rows, columns = grid.cells(torch.device("cpu"))
-    buffers = None
-    for place, segments in grid.segment_batches(inputs, model.config.encode_batch_tokens):
+    # sent before the loop, in which the host would wait until the device has caught up
+    own, cells, buffers = grid.cells(inputs.device), {}, None
+    for place, segments in grid.segment_batches(inputs, model.config.batch_tokens(inputs.device.type)):
         state = scheme.write(decoder, scheme.empty(decoder, len(segments)), segments, ratio)
         kept = scheme.keep(decoder, state)
         if buffers is None:
             buffers = _buffers(kept, None if memory is None else memory.layers, len(inputs), blocks * slots)
+            devices = {part.device for parts in kept for part in parts}
+            cells = {device: [cell.to(device) for cell in own] for device in devices}
+        # in a single row segments stand in their order: a slice, which is cheaper than a scatter
+        at = {d: (0, place) if len(inputs) == 1 else tuple(cell[place] for cell in cells[d]) for d in cells}
         for layer, parts in zip(buffers, kept, strict=True):
             for buffer, part in zip(layer, parts, strict=True):
                 new = buffer[..., buffer.shape[-2] - blocks * slots :, :].unflatten(-2, (blocks, slots)).movedim(-3, 1)
-                new[rows[place].to(part.device), columns[place].to(part.device)] = part
+                new[at[part.device]] = part
         if on_progress is not None:
             on_progress(len(segments) * length)
     return buffers

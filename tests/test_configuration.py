@@ -60,6 +60,42 @@ def test_default_window_leaves_room_for_memory():
         assert RCCConfig(text_config=LlamaConfig(max_position_embeddings=positions)).window == window
 
 
+@pytest.mark.parametrize(
+    ("base", "segment_length", "tokens"),
+    [
+        ("SmolLM2-135M", 1024, 65536),
+        ("Llama-3.2-1B", 1024, 32768),
+        ("Llama-3.1-8B", 1024, 18432),
+        ("Llama-3.1-8B", 100, 18700),
+        ("Llama-3.1-70B", 1024, 16384),
+        ("SmolLM2-135M", 70000, 70000),
+    ],
+)
+def test_what_the_compressor_sees_at_a_time_follows_from_the_size_of_the_base(base, segment_length, tokens):
+    widths = {"SmolLM2-135M": 1536, "Llama-3.2-1B": 8192, "Llama-3.1-8B": 14336, "Llama-3.1-70B": 28672}
+    text = LlamaConfig(intermediate_size=widths[base], max_position_embeddings=131072)
+    config = RCCConfig(text_config=text, segment_length=segment_length, ratio=1)
+    assert config.encode_batch_tokens is None
+    assert config.batch_tokens("cuda") == config.batch_tokens("xpu") == tokens
+    assert config.batch_tokens("cpu") == max(1, 16384 // segment_length) * segment_length
+    config.encode_batch_tokens = 5000
+    assert config.batch_tokens("cuda") == config.batch_tokens("cpu") == 5000
+
+
+def test_a_given_number_of_tokens_stays_in_the_checkpoint(bases, tmp_path):
+    """As in those that were written when 16,384 was the default."""
+    config = bases.trained().config
+    assert config.encode_batch_tokens is None
+    for given in (16384, None, 128):
+        config.encode_batch_tokens = given
+        config.save_pretrained(tmp_path)
+        assert json.loads((tmp_path / "config.json").read_text()).get("encode_batch_tokens") == given
+        assert AutoConfig.from_pretrained(tmp_path).encode_batch_tokens == given
+    assert RCCConfig.from_pretrained(tmp_path, encode_batch_tokens=None).encode_batch_tokens is None
+    with pytest.raises(ValueError, match="encode_batch_tokens=0 must be"):
+        RCCConfig.from_pretrained(tmp_path, encode_batch_tokens=0)
+
+
 def test_an_override_is_checked_like_an_argument(bases, tmp_path):
     bases.trained().config.save_pretrained(tmp_path)
     for load in (RCCConfig, AutoConfig):

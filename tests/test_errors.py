@@ -50,6 +50,7 @@ def refused(error: type[Exception], *parts: str):
         ({"segment_length": 16.0}, ValueError, ["segment_length=16.0", "whole number"]),
         ({"segment_length": 1024}, ValueError, ["segment_length=1024", "range of 512", "choose a shorter segment"]),
         ({"encode_batch_tokens": 0}, ValueError, ["encode_batch_tokens=0", "at least 1"]),
+        ({"encode_batch_tokens": 99.0}, ValueError, ["encode_batch_tokens=99.0", "whole number"]),
         ({"window": 15}, ValueError, ["window=15", "segment_length=16", "Choose a larger window or a shorter segment"]),
     ],
     ids=str,

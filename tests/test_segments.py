@@ -79,10 +79,12 @@ def test_grid_cuts_every_row_as_it_would_be_cut_alone(seed, as_embeddings):
     assert (grid.lengths, grid.counts) == (tuple(map(len, rows)), tuple(counts))
     assert (grid.num_segments, grid.is_ragged) == (sum(counts), len(set(counts)) > 1)
     inputs = embed(packed) if as_embeddings else packed
-    for first in range(len(segments)):
-        for last in range(first + 1, len(segments) + 1):
-            expected = torch.tensor(segments[first:last])
-            assert torch.equal(grid.take_segments(inputs, first, last), embed(expected) if as_embeddings else expected)
+    for number in range(1, len(segments) + 2):
+        batches = list(grid.segment_batches(inputs, number * segment_length + segment_length // 2))
+        assert [place.start for place, _ in batches] == list(range(0, len(segments), number))
+        for place, batch in batches:
+            expected = torch.tensor(segments[place])
+            assert torch.equal(batch, embed(expected) if as_embeddings else expected)
     local, local_mask = grid.take_local(inputs)
     longest = max(map(len, locals_))
     assert local.shape[:2] == (len(rows), longest)

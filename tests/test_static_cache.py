@@ -8,8 +8,10 @@ import torch
 from generating import EXACT, MODES, NEW, assert_decoded, case, decode, never_ending, padded
 from tiny import VARIANTS, ratio_of_norms, rcc_model, text_config, tokenizer, tokens
 
+from rcc_hf.modeling import generation_rcc
 from rcc_hf.modeling.cache_rcc import RCCCache
 from rcc_hf.modeling.cache_static_rcc import RCCStaticCache
+from rcc_hf.modeling.generation_rcc import STATIC_STEP
 
 STATIC = {"cache_implementation": "static"}
 GREEDY = {"do_sample": False, "max_new_tokens": NEW}
@@ -105,7 +107,7 @@ def test_inputs_embeds(model):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("rows", ["equal", "ragged"])
-def test_keys_stay_where_they_are_and_fill_the_cache(mode, rows):
+def test_keys_stay_where_they_are(mode, rows):
     model = never_ending(rcc_model())
     arguments = ragged(model, mode) if rows == "ragged" else case(model, mode)[0]
     seen = []
@@ -121,15 +123,17 @@ def test_keys_stay_where_they_are_and_fill_the_cache(mode, rows):
     assert len(seen) == NEW
     assert all(places == seen[0] for places in seen)
     dynamic = whole(model, **arguments, num_beams=2).past_key_values
-    assert static.layers[0].keys.shape[2] == static.max_length == static.physical_length == dynamic.physical_length
+    assert static.layers[0].keys.shape[2] == static.mask.shape[1] == static.max_length == STATIC_STEP
+    assert static.physical_length == dynamic.physical_length
     assert static.get_max_length() == static.max_length
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("compress", [True, False], ids=["compressed", "raw"])
 @pytest.mark.parametrize("head", ["none", "one", "rows", "memory"])
-def test_heads_and_raw_prompts(head, compress, side):
-    """However the entries come about, the cache is filled to its end and never too short."""
+def test_heads_and_raw_prompts(monkeypatch, head, compress, side):
+    """However the entries come about, what is needed is known before: not rounded, the cache is filled to its end."""
+    monkeypatch.setattr(generation_rcc, "STATIC_STEP", 1)
     model = never_ending(rcc_model())
     ids, mask = padded([tokens(1, n, seed=n) for n in (20, 61, 3)], side)
     arguments = {"input_ids": ids, "attention_mask": mask, "compress": compress}
@@ -144,6 +148,40 @@ def test_heads_and_raw_prompts(head, compress, side):
     assert cache.get_seq_length() == dynamic.past_key_values.get_seq_length()
     if isinstance(dynamic.past_key_values, RCCCache):  # and not the base's own, for what is left to the base
         assert cache.max_length == cache.physical_length == dynamic.past_key_values.physical_length
+
+
+@pytest.mark.parametrize(
+    ("positions", "new_tokens", "given", "length"),
+    [
+        (512, 232, None, 256),  # 25 entries are slots and tokens of the prompt, and the last token is not decoded
+        (512, 233, None, 512),
+        (512, 233, 256, 512),
+        (512, 5, 100, 100),
+        (512, 5, 29, 29),
+        (512, 5, 28, 256),
+        (300, 240, None, 300),
+        (64, 5, None, 64),
+    ],
+)
+def test_lengths_are_rounded_up(positions, new_tokens, given, length):
+    """As far as the base's range reaches, and not where the caller has chosen a length that will do."""
+    model = never_ending(rcc_model(text_config=text_config(max_position_embeddings=positions)))
+    arguments = {**case(model, "memory")[0], "max_new_tokens": new_tokens}
+    cache = whole(model, **arguments, **STATIC, max_cache_len=given).past_key_values
+    assert (cache.max_length, cache.physical_length) == (length, 25 + new_tokens - 1)
+
+
+def test_more_entries_than_positions_are_rounded_up_too():
+    """Slots at fractions of positions, and padding at none."""
+    assert generation_rcc._static_length(300, 299) == 512
+    assert generation_rcc._static_length(300, None) == 512
+
+
+def test_a_longer_cache_once_made_stays(model):
+    model = never_ending(rcc_model())
+    arguments, _ = case(model, "memory")
+    for given, length in ((None, 256), (300, 300), (None, 300), (280, 300)):
+        assert whole(model, **arguments, **STATIC, max_cache_len=given).past_key_values.max_length == length
 
 
 @pytest.mark.parametrize(
