@@ -2,6 +2,7 @@
 """`RCCPreTrainedModel`: what the RCC models share beside loading: initialisation and activation checkpointing."""
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from .configuration_rcc import RCCConfig
 from .linears_rcc import adapted_weights
 from .loading_rcc import LoadableModel
 from .passes_rcc import ADAPTERS, enter_pass, running_pass
+from .replicas_rcc import RCCReplicas
 
 
 class RCCPreTrainedModel(LoadableModel):
@@ -66,8 +68,22 @@ class RCCPreTrainedModel(LoadableModel):
             if isinstance(module, LowRankAdapter):
                 module.unfuse()
 
+    def replicate(self, devices: Sequence[str | torch.device]) -> RCCReplicas:
+        """Copies of this model on other devices, for `compress(..., replicas=...)`.
+
+        Args:
+            devices: where, one copy each, such as `["cuda:1"]`.
+
+        Raises:
+            ValueError: if the model itself lies on several devices, or none is named.
+        """
+        return RCCReplicas(self._backbone(), devices)
+
     def _layers(self) -> nn.ModuleList:
-        return getattr(self, self.base_model_prefix, self).language_model.layers
+        return self._backbone().language_model.layers
+
+    def _backbone(self):
+        return getattr(self, self.base_model_prefix, self)
 
     def enable_input_require_grads(self):
         """Nothing: only reentrant checkpointing needs it. The library asks for it with every kind, and embeddings that
