@@ -9,6 +9,8 @@ from tiny import SEGMENT, pad, ratio_of_norms, rcc_model, tokens
 from training_runs import Mixed, fresh, parameters, settings
 
 from rcc_hf import RCCMemory
+from rcc_hf.modeling import linears_rcc
+from rcc_hf.modeling.replicas_rcc import encode_segments
 from rcc_hf.objectives import reconstruction_example
 from rcc_hf.training import TrainSettings, train
 
@@ -96,6 +98,51 @@ def test_bfloat16_is_close_to_float64(wiring):
     gpu = gpu.bfloat16()
     actual = gpu(prompt.cuda(), memory=gpu.compress(context.cuda())).logits
     assert ratio_of_norms(actual.cpu().double(), expected) <= 5e-2
+
+
+@pytest.mark.parametrize("scheme", ["rcc", "uio"])
+@torch.no_grad()
+def test_nothing_waits_for_the_device_while_segments_are_encoded(scheme):
+    model = rcc_model(scheme=scheme, dtype=torch.bfloat16).cuda()
+    segments = tokens(4, SEGMENT).cuda()
+    encode_segments(model.model, segments, 4)  # a first call may set up libraries
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        encode_segments(model.model, segments, 4)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@torch.no_grad()
+def test_merged_and_fused_adapters_are_as_close_in_bfloat16(monkeypatch):
+    exact = rcc_model()
+    context, prompt = tokens(2, 4 * SEGMENT), tokens(2, 9, seed=1)
+    expected = exact(prompt, memory=exact.compress(context)).logits
+
+    def error(model) -> float:
+        memory = model.compress(context.cuda())
+        return ratio_of_norms(model(prompt.cuda(), memory=memory).logits.double().cpu(), expected)
+
+    model = rcc_model(dtype=torch.bfloat16).cuda()
+    apart = error(model)
+    assert apart <= 3e-2
+    with monkeypatch.context() as patch:
+        patch.setattr(linears_rcc, "MERGE_TOKENS", 0)
+        assert error(model) <= 2 * apart
+    model.fuse_adapters()
+    assert error(model) <= 2 * apart
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@WIRINGS
+def test_replicas_on_two_gpus(wiring):
+    model = pair(wiring, encode_batch_tokens=2 * SEGMENT)[1]
+    ids, mask = pad([tokens(1, n, seed=n)[0] for n in (9 * SEGMENT + 5, 4 * SEGMENT)])
+    memory = model.compress(ids.cuda(), mask.cuda(), replicas=model.replicate(["cuda:1"]))
+    alone = model.compress(ids.cuda(), mask.cuda())
+    assert {part.device for parts in memory.layers for part in parts} == {torch.device("cuda", 0)}
+    for parts, expected in zip(memory.layers, alone.layers, strict=True):
+        assert max(ratio_of_norms(a, b) for a, b in zip(parts, expected, strict=True)) <= 1e-12
 
 
 def test_a_memory_moves_between_devices(tmp_path):
