@@ -6,7 +6,7 @@ itself, which take and put the states of the compressor, run outside of it; the 
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -77,9 +77,7 @@ def compiled_layers(
     try:
         for layer, kind in kinds:
             layer.__class__ = _compiled_class(kind, choice, dynamic, backend)  # type: ignore[arg-type]  # "not hashable"
-        # Models differ in which maps have hooks, and nothing else tells their layers apart: without guards on them
-        # a layer would run what was traced of another model's, and leave adapters out.
-        with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT, skip_nnmodule_hook_guards=False):
+        with _compiler_settings():
             yield
     finally:
         for layer, kind in kinds:
@@ -101,11 +99,22 @@ def _compiled_class(kind: type[nn.Module], choice: Choice, dynamic: bool | None,
         past = kwargs.get("past_key_values")
         if type(past) is Cache:  # the recording one of a scheme, not one of generate()
             kwargs["past_key_values"] = _LayerCache(past.layers[_place(self)])
-        return fast(self, *args, **kwargs)
+        with _compiler_settings():
+            return fast(self, *args, **kwargs)
 
     # of the same name, since layers are looked for by it
     made = {"forward": forward, "__module__": kind.__module__, "_compiled": how, "_plain": staticmethod(plain)}
     return type(kind.__name__, (kind,), made)
+
+
+def _compiler_settings() -> AbstractContextManager[Any]:
+    """What the compiler is set to within a block, in this thread: threads that begin in a block do not inherit it."""
+    config = torch._dynamo.config
+    if config.recompile_limit == RECOMPILE_LIMIT and not config.skip_nnmodule_hook_guards:
+        return nullcontext()  # setting it takes as long as a small kernel
+    # Models differ in which maps have hooks, and nothing else tells their layers apart: without guards on them a layer
+    # would run what was traced of another model's, and leave adapters out.
+    return config.patch(recompile_limit=RECOMPILE_LIMIT, skip_nnmodule_hook_guards=False)
 
 
 class _LayerCache:
