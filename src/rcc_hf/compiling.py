@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, DynamicCache
 
 from rcc_hf.modeling.modeling_rcc import RCCModel
 from rcc_hf.modeling.passes_rcc import running_pass
@@ -97,7 +97,7 @@ def _compiled_class(kind: type[nn.Module], choice: Choice, dynamic: bool | None,
         if not choice(self):
             return otherwise(self, *args, **kwargs)
         past = kwargs.get("past_key_values")
-        if type(past) is Cache:  # the recording one of a scheme, not one of generate()
+        if type(past) in (Cache, DynamicCache) and past.layers:  # other classes may do more than ask their layers
             kwargs["past_key_values"] = _LayerCache(past.layers[_place(self)])
         with _compiler_settings():
             return fast(self, *args, **kwargs)
@@ -120,7 +120,7 @@ def _compiler_settings() -> AbstractContextManager[Any]:
 class _LayerCache:
     """One layer of a cache whatever its number, to which a traced layer would be bound otherwise."""
 
-    def __init__(self, layer: CacheLayerMixin):
+    def __init__(self, layer: Any):
         self.layer = layer
 
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -129,4 +129,4 @@ class _LayerCache:
 
 def _place(layer: nn.Module) -> int:
     """A layer's number, as its attention gives it to caches."""
-    return next(part.layer_idx for part in layer.modules() if isinstance(getattr(part, "layer_idx", None), int))
+    return next(place for part in layer.modules() if isinstance(place := getattr(part, "layer_idx", None), int))
