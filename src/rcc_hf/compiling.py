@@ -96,7 +96,7 @@ def _compiled_class(kind: type[nn.Module], choice: Choice, dynamic: bool | None,
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not choice(self):
             return otherwise(self, *args, **kwargs)
-        past = kwargs.get("past_key_values")
+        past: Any = kwargs.get("past_key_values")
         if type(past) in (Cache, DynamicCache) and past.layers:  # other classes may do more than ask their layers
             kwargs["past_key_values"] = _LayerCache(past.layers[_place(self)])
         with _compiler_settings():
