@@ -30,6 +30,8 @@ class Settings:
         prefill_chunk: Tokens of the base's chunks, where its prefill as a whole needs too much memory.
         new_tokens: How many are generated where steps are timed.
         caches: Of `generate`: "dynamic" is its default, "static" compiles steps on a GPU.
+        compile: Whether both sides are measured with compiled layers as well, where contexts are read.
+        fuse: Whether ours is measured with its read adapters in the weights as well, where steps are timed.
     """
 
     lengths: tuple[int, ...] = (8192, 32768, 131072, 524288, 1048576)
@@ -41,6 +43,18 @@ class Settings:
     prefill_chunk: int = 8192
     new_tokens: int = 48
     caches: tuple[str, ...] = ("static", "dynamic")
+    compile: bool = False
+    fuse: bool = False
+
+    def sides(self, part: str) -> tuple[str, ...]:
+        """What is measured in the rows of a part."""
+        if self.compile and part in ("compression", "first_token"):
+            return "base", "rcc", "base_compiled", "rcc_compiled"
+        return ("base", "rcc", "rcc_fused") if self.fuse and part == "decode" else ("base", "rcc")
+
+
+def is_base(side: str) -> bool:
+    return side.startswith("base")
 
 
 @dataclass
@@ -79,7 +93,7 @@ class Context:
         """As `compare`, with what a run will take about, by that of the last length: the base's may be quadratic."""
         expected = {}
         for side, (before, seconds) in self.walls.items():
-            expected[side] = seconds * (length / before) ** (2 if side == "base" else 1)
+            expected[side] = seconds * (length / before) ** (2 if is_base(side) else 1)
         with torch.no_grad():
             found = compare(sides, limits, self.device, expected=expected)
         for side, result in found.items():
@@ -98,14 +112,15 @@ class Context:
         """Bytes of the weights of each side and of an uncompressed cache; peaks as if either side were alone."""
         weights = self.pair.weight_bytes()
         for side, result in found.items():
-            result["weight_bytes"] = weights[side]
-            if side == "base":
+            own = weights["base" if is_base(side) else "rcc"] + result.get("fused_bytes", 0)
+            result["weight_bytes"] = own
+            if is_base(side):
                 result["kept_bytes"] = length * kv_bytes(self.pair.base.config, self.pair.base.dtype)
             if result.get("peak_bytes"):
-                if side == "base":  # our adapters were there, and maybe a memory
+                if is_base(side):  # our adapters were there, and maybe a memory
                     ours = sum(memory.nbytes for memory in self.memories.values())
                     result["peak_bytes"] -= ours + weights["rcc"] - weights["base"]
-                result["peak_beside_weights_bytes"] = result["peak_bytes"] - weights[side]
+                result["peak_beside_weights_bytes"] = result["peak_bytes"] - own
         return found
 
     def fits(self, length: int) -> bool:
@@ -127,4 +142,4 @@ class Part(Protocol):
         """Its rows, in the order in which they are measured."""
 
     def measure(self, context: Context, key: Key) -> Results:
-        """Both sides of one of them."""
+        """All sides of one of them."""

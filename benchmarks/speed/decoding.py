@@ -3,14 +3,16 @@
 
 The base's cache is filled with random keys and values instead of a prefill, the same in all layers and rows; ours
 holds a memory of random text, compressed once and shared by all rows. The first steps do not count: in them caches
-are allocated and steps compiled or recorded.
+are allocated and steps compiled or recorded. Where asked for, ours is measured with merged read adapters too, by
+itself behind the other two.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from compiled import compiled_graphs
 from context import TOO_LARGE, Context, Key, Results, Settings
 from timing import OK, UNAVAILABLE, Sample, free, wait
 from transformers import DynamicCache, StaticCache, StoppingCriteria
@@ -67,13 +69,32 @@ def measure(context: Context, key: Key) -> Results:
         del sides["rcc"]
         found["rcc"] = {"status": UNAVAILABLE, "reason": f"static caches behind a memory run with {', '.join(STATIC)}"}
     found |= context.compare(sides, warm_up=True)
+    if context.settings.fuse:
+        found["rcc_fused"] = fused(context, rcc) if "rcc" in sides else dict(found["rcc"])
     for result in found.values():
         if result["status"] == OK:
             result["tokens_per_second"] = batch / result["median_seconds"]
-    if found["rcc"]["status"] == OK:
-        memory = context.memory_of(length)
-        found["rcc"] |= {"slots": memory.num_slots, "kept_bytes": batch * memory.nbytes}
+    for side in ("rcc", "rcc_fused"):
+        if found.get(side, {}).get("status") == OK:
+            memory = context.memory_of(length)
+            found[side] |= {"slots": memory.num_slots, "kept_bytes": batch * memory.nbytes}
     return context.add_memory_facts(found, batch * length)
+
+
+def fused(context: Context, rcc: Callable[[], Sample]) -> dict[str, Any]:
+    """Our side with its read adapters in the weights, of which there is a second copy meanwhile."""
+    model: Any = context.pair.rcc
+    if not hasattr(model, "fuse_adapters"):
+        return {"status": UNAVAILABLE, "reason": "this model cannot merge its adapters"}
+    prepare(context)
+    model.fuse_adapters("read")  # once for all runs: recorded steps are bound to where weights are
+    try:
+        found = context.compare({"rcc_fused": rcc}, warm_up=True)["rcc_fused"]
+    finally:
+        model.unfuse_adapters()
+    adapters = [part for layer in model.model.language_model.layers for part in layer.rcc.read.values()]
+    found["fused_bytes"] = sum(part.up.shape[0] * part.down.shape[1] for part in adapters) * model.dtype.itemsize
+    return found
 
 
 def steps(context: Context, side: str, cache: str, **arguments: Any) -> Sample:
@@ -85,11 +106,6 @@ def steps(context: Context, side: str, cache: str, **arguments: Any) -> Sample:
     context.generate(side, max_new_tokens=context.settings.new_tokens, stopping_criteria=[clock], **arguments)
     facts = {"compiled": context.device.type == "cuda" and cache == "static", "graphs": compiled_graphs() - graphs}
     return Sample(clock.seconds(), facts)
-
-
-def compiled_graphs() -> int:
-    """How many graphs this process has compiled: in a run that counts there should be no new ones."""
-    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
 def prepare(context: Context) -> None:

@@ -83,6 +83,8 @@ def _parser(description: str) -> argparse.ArgumentParser:
     add("--new_tokens", type=int, help="where steps are timed (default: 48)")
     add("--prefill_chunk", type=int, help="of the base, where it has too little memory otherwise (default: 8192)")
     add("--caches", nargs="+", choices=["static", "dynamic"], help="of generate() (default: both)")
+    add("--compile", action="store_true", help="contexts are read with compiled layers too (takes minutes)")
+    add("--fuse", action="store_true", help="steps are timed with our read adapters in the weights too")
     add("--repeats", type=int, help="runs that count (default: 5)")
     add("--row_seconds", type=float, help="long runs are repeated no longer (default: 60)")
     add("--seconds", type=float, help="budget of the whole call; rows that do not fit are skipped")

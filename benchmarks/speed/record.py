@@ -3,7 +3,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,15 @@ class Record:
         """The row of a key."""
         return next((row for row in self.data["rows"] if row["key"] == key), None)
 
-    def is_done(self, key: Key) -> bool:
+    def is_done(self, key: Key, sides: Sequence[str] = ()) -> bool:
         """Whether a row need not be measured again: what failed or was skipped is tried again, but for crashes, and so
-        is a row of which nothing was available."""
+        is a row of which nothing was available, or one without some of the sides that are wanted."""
         row = self.find(key)
         if row is None:
             return False
         found = {side["status"] for side in row["sides"].values()}
-        return CRASHED in found or not (found & {FAILED, SKIPPED} or found == {UNAVAILABLE})
+        complete = found != {UNAVAILABLE} and not found & {FAILED, SKIPPED} and row["sides"].keys() >= set(sides)
+        return CRASHED in found or complete
 
     def add(self, key: Key, sides: Mapping[str, Any]) -> dict[str, Any]:
         """Write a row, in place of one of the same key."""

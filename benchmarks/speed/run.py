@@ -81,20 +81,20 @@ def attention_versions() -> dict[str, str]:
     return found
 
 
-def both(status: str, reason: str) -> Results:
+def every(sides: Sequence[str], status: str, reason: str) -> Results:
     """Sides of a row in which nothing is measured."""
-    return {side: {"status": status, "reason": reason} for side in SIDES}
+    return {side: {"status": status, "reason": reason} for side in sides}
 
 
-def attempt(part: Part, context: Context, key: Key) -> Results:
-    """Both sides of a row; what fails outside of one of them fails for both."""
+def attempt(part: Part, context: Context, key: Key, sides: Sequence[str]) -> Results:
+    """All sides of a row; what fails outside of one of them fails for all."""
     try:
         return part.measure(context, key)
     except Exception as error:  # noqa: BLE001 -- the reason is written down, and the other rows go on
         status, reason = status_of(error)
     if status != CRASHED:
         free(context.device)
-    return both(status, reason)
+    return every(sides, status, reason)
 
 
 class Models:
@@ -138,16 +138,17 @@ def measure_all(planned: Sequence[Key], models: Models, record: Record, budget: 
         SystemExit: the GPU cannot be used any more by this process; another one goes on behind that row.
     """
     for number, key in enumerate(planned, 1):
-        if record.is_done(key):
+        names = models.settings.sides(key["part"])
+        if record.is_done(key, names):
             continue
         if budget.left() <= 0:
-            sides = both(SKIPPED, "no time was left")
+            sides = every(names, SKIPPED, "no time was left")
         elif (context := models.of(key)) is None:
             assert models.problem is not None
-            sides = both(*models.problem)
+            sides = every(names, *models.problem)
         else:
             own = {name: value for name, value in key.items() if name not in ("part", "shape", "attention")}
-            sides = attempt(PARTS[key["part"]], context, own)
+            sides = attempt(PARTS[key["part"]], context, own, names)
         say(f"{number}/{len(planned)} {text_of(record.add(key, sides))}")
         if any(side["status"] == CRASHED for side in sides.values()):
             raise SystemExit("the GPU failed; call again to go on with the next row")

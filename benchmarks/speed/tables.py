@@ -20,16 +20,29 @@ NOTES = {
     "short_prompt": "One step of `generate`, or its first token. used: the model has worked with a memory before.",
     "compression": (
         "Base: its plain forward over the same segments. Share: 2 operations for each parameter of the layers' linear "
-        "maps and each token, of the ceiling; done: with adapters, slots and attention."
+        "maps and each token, of the ceiling; done: with adapters, slots and attention. First call: compiling included."
     ),
     "first_token": "Base: prefill of context and prompt. Ours: compression of the context, then the prompt behind it.",
     "memory": "Weights included; beside: without any weights. Kept: the base's KV cache, and our slots.",
-    "decode": "The base's cache holds random keys and values. static: compiled steps on a GPU. Peak: weights included.",
+    "decode": (
+        "The base's cache holds random keys and values. static: compiled steps on a GPU. Peak: weights included. "
+        "merged: read adapters in a second copy of the weights."
+    ),
 }
+SIDES = {
+    "base": "base",
+    "rcc": "ours",
+    "base_compiled": "base, compiled",
+    "rcc_compiled": "ours, compiled",
+    "rcc_fused": "ours, merged",
+}
+"""What tables call them."""
+_NONE = {"status": "-"}
 
 
 def side(row: Row, name: str) -> Mapping[str, Any]:
-    return row["sides"][name]
+    """One side, of which there may be none."""
+    return row["sides"].get(name, _NONE)
 
 
 def value(name: str, field: str, text: Callable[[float], str]) -> Cell:
@@ -48,9 +61,9 @@ def key(name: str, text: Callable[[Any], str] = str) -> Cell:
     return lambda row: text(row["key"][name])
 
 
-def speedup(row: Row) -> float | None:
+def speedup(row: Row, base: str = "base", ours: str = "rcc") -> float | None:
     """How many times as fast ours is; None where a side has no time."""
-    times = [side(row, name).get("median_seconds") for name in ("base", "rcc")]
+    times = [side(row, name).get("median_seconds") for name in (base, ours)]
     return times[0] / times[1] if times[0] and times[1] else None
 
 
@@ -104,12 +117,22 @@ COLUMNS: dict[str, dict[str, Cell]] = {
         "base, share": value("base", "ceiling_share", percent),
         "ours, share": value("rcc", "ceiling_share", percent),
         "ours, done": value("rcc", "ceiling_share_done", percent),
+        "base, compiled": value("base_compiled", "tokens_per_second", lambda n: f"{n:,.0f} tokens/s"),
+        "ours, compiled": value("rcc_compiled", "tokens_per_second", lambda n: f"{n:,.0f} tokens/s"),
+        "base, compiled, share": value("base_compiled", "ceiling_share", percent),
+        "ours, compiled, share": value("rcc_compiled", "ceiling_share", percent),
+        "base, compiled, first call": value("base_compiled", "first_call_seconds", "{:.1f} s".format),
+        "ours, compiled, first call": value("rcc_compiled", "first_call_seconds", "{:.1f} s".format),
     },
     "first_token": {
         **_LENGTH,
         "base": spread("base"),
         "ours": spread("rcc"),
         "ours is as fast": lambda row: times_text(speedup(row)),
+        "base, compiled": spread("base_compiled"),
+        "ours, compiled": spread("rcc_compiled"),
+        "ours is as fast, both compiled": lambda row: times_text(speedup(row, "base_compiled", "rcc_compiled")),
+        "ours, compiled, first call": value("rcc_compiled", "first_call_seconds", "{:.1f} s".format),
     },
     "memory": {
         **_LENGTH,
@@ -131,8 +154,19 @@ COLUMNS: dict[str, dict[str, Cell]] = {
         "ours, all rows": value("rcc", "tokens_per_second", lambda n: f"{n:,.0f} tokens/s"),
         "base, peak": value("base", "peak_bytes", bytes_text),
         "ours, peak": value("rcc", "peak_bytes", bytes_text),
+        "ours, merged": spread("rcc_fused", 1000, "ms"),
+        "ours, merged, is as fast": lambda row: times_text(speedup(row, "base", "rcc_fused")),
+        "ours, merged, all rows": value("rcc_fused", "tokens_per_second", lambda n: f"{n:,.0f} tokens/s"),
+        "ours, merged, peak": value("rcc_fused", "peak_bytes", bytes_text),
     },
 }
+
+
+def present(columns: Mapping[str, Cell], rows: Sequence[Row]) -> dict[str, Cell]:
+    """The columns without those of sides that were not asked for."""
+    asked = {name for row in rows for name in row["sides"]}
+    words = {"compiled": "rcc_compiled", "merged": "rcc_fused"}
+    return {n: c for n, c in columns.items() if all(w not in n or s in asked for w, s in words.items())}
 
 
 def table(columns: Mapping[str, Cell], rows: Sequence[Row]) -> str:
@@ -175,8 +209,7 @@ def reasons(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         for name, result in row["sides"].items():
             if result["status"] != "ok":
-                label = {"base": "base", "rcc": "ours"}[name]
-                text = f"{label}, {result['status']}: {result.get('reason', '')}"
+                text = f"{SIDES[name]}, {result['status']}: {result.get('reason', '')}"
                 found[text] = found.get(text, 0) + 1
     return [f"- {text} ({count} {'row' if count == 1 else 'rows'})" for text, count in found.items()]
 
@@ -207,7 +240,7 @@ def markdown(data: Mapping[str, Any]) -> str:
     for part, columns in COLUMNS.items():
         rows = [row for row in data["rows"] if row["key"]["part"] == part]
         if rows:
-            parts += [f"### {TITLES[part]}", NOTES[part], table(columns, rows)]
+            parts += [f"### {TITLES[part]}", NOTES[part], table(present(columns, rows), rows)]
         if rows and part in ("first_token", "decode"):
             cells = list(best_rows(rows, part))
             indices: dict[str, Cell] = {name: lambda row, i=i: row["cells"][i] for i, name in enumerate(BEST)}

@@ -19,10 +19,11 @@ FINAL = (OK, NO_MEMORY)
 
 @dataclass(frozen=True)
 class Sample:
-    """One run: the seconds that count, and what else was seen."""
+    """One run: the seconds that count, what else was seen, and seconds of compiling in front of it."""
 
     seconds: float
     facts: Mapping[str, Any] = field(default_factory=dict)
+    preparing: float = 0.0
 
 
 class Budget:
@@ -71,6 +72,12 @@ def free(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def forget_peak(device: torch.device) -> None:
+    """The peak of allocated memory is counted from here on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -131,16 +138,14 @@ class Side:
             self.give_up(status, reason)
 
     def _attempt(self) -> tuple[str, str]:
-        is_cuda = self.device.type == "cuda"
-        if is_cuda:
-            torch.cuda.reset_peak_memory_stats(self.device)
+        forget_peak(self.device)
         try:
             sample, wall = timed(self.function, self.device)
         except Exception as error:  # noqa: BLE001 -- that a side fails is a result, and its reason is written down
             return status_of(error)
         self.samples.append(sample)
-        self.walls.append(wall)
-        self.peak = max(self.peak, torch.cuda.max_memory_allocated(self.device) if is_cuda else 0)
+        self.walls.append(wall - sample.preparing)
+        self.peak = max(self.peak, torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0)
         return OK, ""
 
     def result(self) -> dict[str, Any]:
