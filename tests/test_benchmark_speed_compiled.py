@@ -83,11 +83,3 @@ def test_a_merged_side(speed, tmp_path, monkeypatch, capsys):
     maps = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48
     assert side["fused_bytes"] == side["weight_bytes"] - plain["weight_bytes"] == 2 * maps * 4
     assert "| ours, merged |" in speed.tables.markdown(data)
-
-
-def test_a_model_that_cannot_merge(speed, tmp_path, monkeypatch):
-    monkeypatch.delattr(speed.shapes.RCCForCausalLM, "fuse_adapters", raising=False)
-    more = ("--parts", "decode", "--caches", "dynamic", "--batches", "1", "--fuse")
-    data = measure(speed, tmp_path / "speed.json", *more)
-    assert data["rows"][0]["sides"]["rcc_fused"]["status"] == "unavailable"
-    assert "- ours, merged, unavailable: this model cannot merge its adapters (1 row)" in speed.tables.markdown(data)

@@ -83,9 +83,7 @@ def measure(context: Context, key: Key) -> Results:
 
 def fused(context: Context, rcc: Callable[[], Sample]) -> dict[str, Any]:
     """Our side with its read adapters in the weights, of which there is a second copy meanwhile."""
-    model: Any = context.pair.rcc
-    if not hasattr(model, "fuse_adapters"):
-        return {"status": UNAVAILABLE, "reason": "this model cannot merge its adapters"}
+    model = context.pair.rcc
     prepare(context)
     model.fuse_adapters("read")  # once for all runs: recorded steps are bound to where weights are
     try:

@@ -62,5 +62,5 @@ def _sides(context: Context, ids: torch.Tensor, prompt: torch.Tensor, **how: int
 def first_length(pair: Pair, length: int) -> int:
     """Tokens of the shortest context whose batches of segments have all the shapes that those of `length` have."""
     segment = pair.rcc.config.segment_length
-    batch = max(1, pair.rcc.config.encode_batch_tokens // segment) * segment
+    batch = max(1, pair.rcc.config.batch_tokens(pair.device.type) // segment) * segment
     return length if length <= batch else batch + length % batch

@@ -7,7 +7,7 @@ itself, which take and put the states of the compressor, run outside of it; the 
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -93,6 +93,7 @@ def _compiled_class(kind: type[nn.Module], choice: Choice, dynamic: bool | None,
     otherwise, plain = kind.forward, getattr(kind, "_plain", kind.forward)
     fast = torch.compile(plain, dynamic=dynamic, backend=backend, fullgraph=True)
 
+    @wraps(plain)  # its arguments are looked up
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not choice(self):
             return otherwise(self, *args, **kwargs)
