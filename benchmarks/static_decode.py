@@ -3,12 +3,13 @@
 
     python benchmarks/static_decode.py OUTPUT.json [--help]
 
-The yardstick is the plain base, whose cache holds as many raw tokens as the memory has slots. Both get the same prompt
+"fused" are read adapters that `fuse_adapters` has put into a copy of the weights. The yardstick is the plain base, whose cache holds as many raw tokens as the memory has slots. Both get the same prompt
 behind that. All variants take turns, round by round; prefill, compilation and the first steps are not counted. The
 compressor is fresh (nothing is trained), which changes no timing.
 """
 
 import argparse
+import copy
 import itertools
 import json
 import statistics
@@ -71,7 +72,7 @@ def cache_options() -> dict[str, dict]:
 
 @torch.no_grad()
 def prepare(settings: argparse.Namespace) -> dict[str, tuple]:
-    """Both models, each with the arguments of `generate` that make it attend to as many entries."""
+    """The models, each with the arguments of `generate` that make it attend to as many entries."""
     torch.manual_seed(0)
     dtype, slots = DTYPES[settings.dtype], settings.slots
     options = {"ratio": settings.ratio, "segment_length": settings.segment_length}
@@ -82,7 +83,10 @@ def prepare(settings: argparse.Namespace) -> dict[str, tuple]:
         torch.randint(size, (1, n), device=settings.device) for n in (settings.prompt, slots * settings.ratio)
     )
     behind = {"input_ids": prompt, "memory": model.compress(context)}
-    return {"memory": (model, behind), "raw tokens": (base, {"input_ids": torch.cat([context[:, :slots], prompt], 1)})}
+    fused = copy.deepcopy(model)
+    fused.fuse_adapters("read")
+    raw = {"input_ids": torch.cat([context[:, :slots], prompt], 1)}
+    return {"memory": (model, behind), "memory, fused": (fused, behind), "raw tokens": (base, raw)}
 
 
 def steps_of(model, arguments: dict, count: int, device: str) -> list[float]:
@@ -149,9 +153,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
     settings = parser.parse_args()
     results = measure(settings)
-    lines = [f"{'in front':11} {'cache':17} {'entries':>7} {'steps':>5} {'ms a token':>10} {'quartiles':>17}"]
+    lines = [f"{'in front':13} {'cache':17} {'entries':>7} {'steps':>5} {'ms a token':>10} {'quartiles':>17}"]
     lines += [
-        f"{r.model:11} {r.cache:17} {r.entries:7} {r.steps:5} {r.median_ms:10.2f} "
+        f"{r.model:13} {r.cache:17} {r.entries:7} {r.steps:5} {r.median_ms:10.2f} "
         f"{r.quartiles_ms[0]:8.2f}{r.quartiles_ms[1]:9.2f}"
         for r in results
     ]

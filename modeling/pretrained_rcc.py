@@ -75,7 +75,7 @@ class RCCPreTrainedModel(LoadableModel):
             devices: where, one copy each, such as `["cuda:1"]`.
 
         Raises:
-            ValueError: if the model itself lies on several devices, or none is named.
+            ValueError: if the model itself lies on several devices, or a device cannot be used, or none is named.
         """
         return RCCReplicas(self._backbone(), devices)
 

@@ -46,7 +46,7 @@ class RCCReplicas:
             )
         if not devices:
             raise ValueError("replicas need at least one more device, such as ['cuda:1']")
-        self.devices = [home, *(torch.device(device) for device in devices)]
+        self.devices = [home, *map(_check_device, devices)]
         self._origin = origin_of(model)
         self._models = [model, *(_copy_to(model, device) for device in self.devices[1:])]
 
@@ -91,6 +91,15 @@ class RCCReplicas:
     def _finish(self, place: slice, kept: "Future[Kept]") -> tuple[slice, Kept]:
         home = self.devices[0]
         return place, tuple(tuple(part.to(home) for part in parts) for parts in kept.result())
+
+
+def _check_device(name: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (AssertionError, RuntimeError) as error:  # torch built without it; or no such name, or number
+        raise ValueError(
+            f"device {str(name)!r} cannot be used here ({error}); name others, such as 'cuda:1'"
+        ) from error
 
 
 def _surroundings(device_type: str) -> dict:

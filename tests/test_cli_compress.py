@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`rcc compress --compile`: the same memory, and what is said where nothing can be compiled."""
+"""`rcc compress --compile` and `--replicas`: the same memory, and what is said where that cannot be."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import SEGMENT, ratio_of_norms, rcc_model, tokenizer, tokens, words
 
-from rcc_hf import RCCMemory
+from rcc_hf import RCCForCausalLM, RCCMemory
 from rcc_hf.cli import compress, main
 from rcc_hf.compiling import compiled_compressor
 
@@ -56,3 +56,19 @@ def test_without_a_compiler(arguments, tmp_path, monkeypatch, capsys):
     assert "rcc compress: torch.compile does not work here; leave --compile out" in error
     assert "Failed to find C compiler" in error
     assert not (tmp_path / "memory").exists()
+
+
+def test_replicas(arguments, tmp_path, monkeypatch, capsys):
+    made, plain = [], RCCForCausalLM.replicate
+    monkeypatch.setattr(RCCForCausalLM, "replicate", lambda self, devices: made.append(devices) or plain(self, devices))
+    assert main([*arguments, str(tmp_path / "alone")]) == 0
+    assert not made
+    assert main([*arguments, str(tmp_path / "shared"), "--replicas", "cpu", "cpu"]) == 0
+    assert made == [["cpu", "cpu"]]
+    first, second = (RCCMemory.from_pretrained(tmp_path / name) for name in ("alone", "shared"))
+    for parts, others in zip(first.layers, second.layers, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(parts, others, strict=True))
+    capsys.readouterr()
+    assert main([*arguments, str(tmp_path / "nowhere"), "--replicas", "gpu-7"]) == 2
+    assert "gpu-7" in capsys.readouterr().err
+    assert not (tmp_path / "nowhere").exists()

@@ -138,6 +138,11 @@ class TestRefused:
         with pytest.raises(ValueError, match="at least one more device"):
             rcc_model().replicate([])
 
+    @pytest.mark.parametrize("name", ["gpu-7", "cuda:99"])
+    def test_an_unknown_device(self, name):
+        with pytest.raises(ValueError, match=f"device '{name}' cannot be used here"):
+            rcc_model().replicate([name])
+
     def test_a_model_on_several_devices(self):
         model = rcc_model()
         model.model.language_model.layers[-1].to("meta")

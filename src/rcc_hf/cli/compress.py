@@ -22,6 +22,9 @@ class CompressSettings:
     ratio: int | None = field(default=None, metadata={"help": "Source tokens per slot; default: the checkpoint's."})
     max_slots: int | None = field(default=None, metadata={"help": "Instead: the smallest ratio with so few slots."})
     append_to: str | None = field(default=None, metadata={"help": "Folder of a memory to which the text is appended."})
+    replicas: list[str] = field(
+        default_factory=list, metadata={"help": "Devices with copies of the model that compress too: cuda:1 cuda:2 ..."}
+    )
     compile: bool = field(
         default=False,
         metadata={"help": "Compile the compressor first, by torch.compile, which takes about a minute. For texts of "
@@ -41,7 +44,12 @@ def run(argv: list[str]) -> int:
     start = time.perf_counter()
     with _compiled(model, settings.compile):
         memory = compress_with_progress(
-            model, input_ids, memory=memory, ratio=settings.ratio, max_slots=settings.max_slots
+            model,
+            input_ids,
+            memory=memory,
+            ratio=settings.ratio,
+            max_slots=settings.max_slots,
+            replicas=model.replicate(settings.replicas) if settings.replicas else None,
         )
     seconds = time.perf_counter() - start
     memory.save_pretrained(names.output)
