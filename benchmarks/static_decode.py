@@ -3,9 +3,10 @@
 
     python benchmarks/static_decode.py OUTPUT.json [--help]
 
-"fused" are read adapters that `fuse_adapters` has put into a copy of the weights. The yardstick is the plain base, whose cache holds as many raw tokens as the memory has slots. Both get the same prompt
-behind that. All variants take turns, round by round; prefill, compilation and the first steps are not counted. The
-compressor is fresh (nothing is trained), which changes no timing.
+"Fused" are read adapters that `fuse_adapters` has put into a copy of the weights. The yardstick is the plain base,
+whose cache holds as many raw tokens as the memory has slots. All get the same prompt behind that. All variants take
+turns, round by round; prefill, compilation and the first steps are not counted. The compressor is fresh (nothing is
+trained), which changes no timing.
 """
 
 import argparse
