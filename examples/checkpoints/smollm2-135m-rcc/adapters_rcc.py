@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .passes_rcc import adapter_key
+from .linears_rcc import adapter_key
 
 
 class TrainedPart(nn.Module):
@@ -29,19 +29,48 @@ class LowRankAdapter(TrainedPart):
         self.scale = scale
         self.down = nn.Parameter(torch.empty(rank, in_features))
         self.up = nn.Parameter(torch.empty(out_features, rank))
+        self.fused: Tensor | None
+        self.register_buffer("fused", None, persistent=False)
+        self._fused_versions: tuple[int, ...] | None = None
 
     def initialize(self) -> None:
         init.normal_(self.down, std=self.down.shape[1] ** -0.5)
         init.zeros_(self.up)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., in_features]` to `[..., out_features]`, in the dtype of `x`."""
-        return F.linear(F.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype)) * self.scale
+    def forward(self, x: Tensor, output: Tensor, rows: Tensor | None = None) -> Tensor:
+        """`output` `[..., out_features]` of the map for `x` `[..., in_features]`, with the update added.
 
-    def merged(self, linear: nn.Linear, x: Tensor) -> Tensor:
-        """What `linear(x) + self(x)` is, by one product with the sum of both weights."""
-        update = self.scale * (self.up @ self.down)
-        return F.linear(x, linear.weight + update.to(linear.weight.dtype), linear.bias)
+        Without a graph it is added in place. `rows` is a factor on the update that broadcasts to `x`; None for 1.
+        """
+        low = F.linear(x, self.down.to(x.dtype))
+        if torch.is_grad_enabled():
+            update = F.linear(low, self.up.to(x.dtype)) * self.scale
+            return output + (update if rows is None else update * rows.to(update))
+        low = (low if rows is None else low * rows.to(low)).to(output.dtype)
+        # one product that reads and writes the output once; apart, factor and sum would do so again
+        up = self.up.to(output.dtype).t()
+        output.view(-1, output.shape[-1]).addmm_(low.reshape(-1, low.shape[-1]), up, alpha=self.scale)
+        return output
+
+    def merge(self, weight: Tensor) -> Tensor:
+        """The weight `[out_features, in_features]` of one map that computes what map and adapter do."""
+        return weight + (self.scale * (self.up @ self.down)).to(weight.dtype)
+
+    def fuse(self, weight: Tensor) -> None:
+        """Keep `merge(weight)` for passes without a graph."""
+        self.fused = self.merge(weight.detach()).detach()
+        self._fused_versions = self._versions(weight)
+
+    def unfuse(self) -> None:
+        """Drop what `fuse` keeps."""
+        self.fused = self._fused_versions = None
+
+    def is_stale(self, weight: Tensor) -> bool:
+        """Whether a weight that `fuse` has read was written to since (not through `.data`, which leaves no trace)."""
+        return self.fused is not None and self._fused_versions != self._versions(weight)
+
+    def _versions(self, weight: Tensor) -> tuple[int, ...]:
+        return tuple(tensor._version for tensor in (self.down, self.up, weight))
 
 
 def make_adapters(linears: dict[str, nn.Linear], rank: int, scale: float) -> dict[str, LowRankAdapter]:

@@ -63,6 +63,7 @@ class RCCCache(Cache):
         num_head: raw tokens in front of the slots, padding included; 0 until started.
         num_slots: slots behind them, padding included; 0 until started.
         has_slots: whether there are any.
+        rows_with_slots: which rows have some, `[B, 1, 1]`; None if all have, or none has.
         position_shift: by how much local positions are below the entries in front of them, `[B, 1]` or one number.
     """
 
@@ -96,6 +97,7 @@ class RCCCache(Cache):
         self.started = False
         self.num_head = self.num_slots = 0
         self.has_slots = False
+        self.rows_with_slots: Tensor | None = None
         self.position_shift: Tensor | int = 0
         self._moved_up = 0  # how far local positions are above the number of entries, at most
         self._offset = 0  # logical minus physical length
@@ -140,6 +142,8 @@ class RCCCache(Cache):
         in_front = self.physical_length
         self.num_head, self.num_slots = num_head, in_front - num_head
         self.has_slots = self.num_slots > 0
+        rows = None if mask is None or not self.has_slots else mask[:, num_head:].any(1)[:, None, None]
+        self.rows_with_slots = None if rows is None or bool(rows.all()) else rows
         self._offset = self.former_length + input_length - local_length - in_front
         self._protected = in_front + max(0, local_length - input_length - self.former_length)
 
@@ -150,6 +154,7 @@ class RCCCache(Cache):
         self.former_length = self.get_seq_length()
         self.layers = [self._new_layer() for _ in self.layers]
         self.mask, self.started, self.has_slots, self.num_head, self.num_slots = None, False, False, 0, 0
+        self.rows_with_slots = None
 
     @property
     def num_local(self) -> int:
@@ -173,12 +178,6 @@ class RCCCache(Cache):
         """Refuse next tokens at `position_ids` `[B, query_length]` that the base has no positions for."""
         if self.has_slots:
             check_positions(config, self.physical_length + position_ids.shape[1] + self._moved_up, position_ids)
-
-    def rows_with_slots(self) -> Tensor | None:
-        """Which rows have slots, `[B, 1, 1]`; None if all have."""
-        if self.mask is None:
-            return None
-        return self.mask[:, self.num_head : self.num_head + self.num_slots].any(1)[:, None, None]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """The logical length: tokens of `generate`'s input that are in the cache."""
@@ -226,7 +225,7 @@ class RCCCache(Cache):
         self._map_rows(lambda rows: rows[indices.to(rows.device)])
 
     def _map_rows(self, function) -> None:
-        for name in ("mask", "head", "head_mask", "local", "local_mask"):
+        for name in ("mask", "rows_with_slots", "head", "head_mask", "local", "local_mask"):
             rows = getattr(self, name)
             setattr(self, name, None if rows is None else function(rows))
         if self.memory is not None:

@@ -45,8 +45,9 @@ class RCCStaticLayer(StaticLayer):
 class RCCStaticCache(RCCCache):
     """`[head | memory slots | local tokens | room]` for every layer, `max_length` entries in all.
 
-    `generate(..., cache_implementation="static")` makes one that is just long enough. To go on in it afterwards, give
-    the first call a `max_cache_len` with room for what is to come.
+    `generate(..., cache_implementation="static")` makes one that is long enough for that call, rounded up, so that
+    others of about its length find the step compiled. To go on in it afterwards, give the first call a `max_cache_len`
+    with room for what is to come.
 
     Attributes:
         max_length: entries that there is room for.
@@ -69,7 +70,7 @@ class RCCStaticCache(RCCCache):
         super().__init__(
             num_layers, memory, compress_prompt=compress_prompt, ratio=ratio, head_length=head_length, window=window
         )
-        self._rows: Tensor | None = None  # which have slots, [B, 1, 1]
+        self._allocated = False
 
     def _new_layer(self) -> RCCStaticLayer:
         return RCCStaticLayer(self.max_length)
@@ -95,7 +96,7 @@ class RCCStaticCache(RCCCache):
         """The mask `[B, max_length]` with the next tokens in it, whose own mask is `new` `[B, query_length]`."""
         if not torch.compiler.is_compiling():
             self._check_length(self.physical_length + query_length)
-        if self._rows is None:
+        if not self._allocated:
             self._allocate(batch_size, device)
         if new is None:
             new = torch.ones(batch_size, query_length, device=device)
@@ -122,9 +123,6 @@ class RCCStaticCache(RCCCache):
             last = self.mask.sum(1, keepdim=True) - self.position_shift + new_entries - 1
             check_positions(config, self.physical_length + new_entries + self._moved_up, last)
 
-    def rows_with_slots(self) -> Tensor | None:
-        return self._rows
-
     def _places(self, query_length: int, device) -> Tensor:
         """Where the next tokens go, `[query_length]`."""
         return torch.arange(query_length, device=device) + self.get_query_offset().to(device)
@@ -136,9 +134,10 @@ class RCCStaticCache(RCCCache):
         self.mask = torch.zeros(batch_size, self.max_length, dtype=torch.bool, device=device)
         self.mask[:, :length] = True if old is None else old
         self.position_shift = shift.expand(batch_size, 1).contiguous()
-        self._rows = super().rows_with_slots()
-        for tensor in (self.mask, self.position_shift, self._rows):
-            torch._dynamo.mark_static_address(tensor)  # as the layers do for theirs: CUDA graphs then copy nothing
+        self._allocated = True
+        for tensor in (self.mask, self.position_shift, self.rows_with_slots):
+            if tensor is not None:
+                torch._dynamo.mark_static_address(tensor)  # as the layers do for theirs: CUDA graphs then copy nothing
 
     def _check_length(self, needed: int) -> None:
         if needed > self.max_length:
@@ -153,8 +152,8 @@ class RCCStaticCache(RCCCache):
             self.mask[:, self.physical_length :] = False
 
     def _map_rows(self, function) -> None:
-        if self._rows is not None:
-            for name in ("mask", "position_shift", "_rows"):
+        for name in ("mask", "position_shift", "rows_with_slots"):
+            if self._allocated and getattr(self, name) is not None:
                 setattr(self, name, write_over(getattr(self, name), function))
 
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from .compressed_rcc import Origin, RCCMemory
-from .fingerprint_rcc import fingerprint_base, fingerprint_compressor
+from .fingerprint_rcc import fingerprint_parts
 from .packed_rcc import find_documents
 
 
 def origin_of(model) -> Origin:
     """The mark that memories of this model carry."""
-    return Origin(model.config.scheme, fingerprint_base(model), fingerprint_compressor(model))
+    return Origin(model.config.scheme, *fingerprint_parts(model))
 
 
 def check_memory(model, memory: RCCMemory) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from .checking_rcc import check_inputs, check_memory, origin_of
 from .compressed_ops_rcc import compact, head_lengths, head_sizes, without_raw
 from .compressed_rcc import RCCMemory
+from .replicas_rcc import RCCReplicas, encode_segments
 from .segments_rcc import Grid, HeadLength, fill_head, join, join_masks, split_head
 
 
@@ -24,9 +25,12 @@ def compress_context(
     head_length: HeadLength | None,
     window: int | None,
     on_progress: Callable[[int], None] | None,
+    replicas: RCCReplicas | None,
 ) -> RCCMemory:
     """See `RCCModel.compress`."""
     check_inputs(model, inputs, mask)
+    if replicas is not None:
+        replicas.check(model)
     model.config.check_window(window)
     if ratio is not None and max_slots is not None:
         raise ValueError(f"give ratio={ratio} or max_slots={max_slots}, not both")
@@ -42,7 +46,7 @@ def compress_context(
     else:
         if max_slots is not None:
             ratio = choose_ratio(model, max_slots, grid.counts, old)
-        new = append_segments(model, old, inputs, grid, model.config.check_ratio(ratio), on_progress)
+        new = append_segments(model, old, inputs, grid, model.config.check_ratio(ratio), on_progress, replicas)
     local, local_mask = grid.take_local(inputs)
     # clones: views would keep all the ids of the context as long as the memory lives
     return replace(
@@ -99,12 +103,14 @@ def append_segments(
     grid: Grid,
     ratio: int,
     on_progress: Callable[[int], None] | None = None,
+    replicas: RCCReplicas | None = None,
 ) -> RCCMemory:
     """A memory with the grid's segments behind those of `memory`; tokens that the grid leaves local are dropped.
 
     Args:
         inputs: packed ids `[B, T]` or embeddings `[B, T, D]`.
         on_progress: called with the number of source tokens of each encoded batch.
+        replicas: copies of the model that compress as well.
     """
     if memory is not None and memory.segment_length != grid.segment_length:
         raise ValueError(
@@ -112,10 +118,10 @@ def append_segments(
             f"{grid.segment_length} now: set it back, or compress the whole context again"
         )
     if memory is not None and memory.dtype == torch.int8:  # its old slots stay as they are
-        new = append_segments(model, None, inputs, grid, ratio, on_progress)
+        new = append_segments(model, None, inputs, grid, ratio, on_progress, replicas)
         return memory.concatenate([memory, new.to_int8()])
     slots, blocks, device = grid.segment_length // ratio, max(grid.counts), inputs.device
-    layers = _encode(model, memory, inputs, grid, ratio, on_progress)
+    layers = _encode(model, memory, inputs, grid, ratio, on_progress, replicas)
     new_mask = grid.block_mask(slots, device)
     if memory is None:
         return _plain_memory(model, layers, new_mask, (slots,) * blocks, len(inputs))
@@ -127,9 +133,8 @@ def append_segments(
 @torch.no_grad()
 def _empty_memory(model, batch_size: int) -> RCCMemory:
     """A memory without slots and tokens. What its tensors would be like is seen from a slot of one token."""
-    scheme, decoder = model.scheme, model.language_model
     token = torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
-    kept = scheme.keep(decoder, scheme.write(decoder, scheme.empty(decoder, 1), token, 1))
+    kept = encode_segments(model, token, 1)
     layers = tuple(
         tuple(part.new_zeros(batch_size, *part.shape[1:-2], 0, part.shape[-1]) for part in parts) for parts in kept
     )
@@ -152,23 +157,29 @@ def _plain_memory(model, layers, mask: Tensor | None, slot_counts: tuple[int, ..
     )
 
 
-def _encode(model, memory, inputs, grid, ratio, on_progress):
+def _encode(model, memory, inputs, grid, ratio, on_progress, replicas):
     """The kept tensors of every layer, old slots first; new ones are written straight to their place."""
-    scheme, decoder, length = model.scheme, model.language_model, grid.segment_length
-    slots, blocks = length // ratio, max(grid.counts)
-    rows, columns = grid.cells(torch.device("cpu"))
-    buffers = None
-    for place, segments in grid.segment_batches(inputs, model.config.encode_batch_tokens):
-        state = scheme.write(decoder, scheme.empty(decoder, len(segments)), segments, ratio)
-        kept = scheme.keep(decoder, state)
+    slots, blocks = grid.segment_length // ratio, max(grid.counts)
+    batches = grid.segment_batches(inputs, model.config.batch_tokens(inputs.device.type))
+    if replicas is None:
+        encoded = ((place, encode_segments(model, segments, ratio)) for place, segments in batches)
+    else:
+        encoded = replicas.encode(batches, ratio)
+    # sent before the loop, in which the host would wait until the device has caught up
+    own, cells, buffers = grid.cells(inputs.device), {}, None
+    for place, kept in encoded:
         if buffers is None:
             buffers = _buffers(kept, None if memory is None else memory.layers, len(inputs), blocks * slots)
+            devices = {part.device for parts in kept for part in parts}
+            cells = {device: [cell.to(device) for cell in own] for device in devices}
+        # in a single row segments stand in their order: a slice, which is cheaper than a scatter
+        at = {d: (0, place) if len(inputs) == 1 else tuple(cell[place] for cell in cells[d]) for d in cells}
         for layer, parts in zip(buffers, kept, strict=True):
             for buffer, part in zip(layer, parts, strict=True):
                 new = buffer[..., buffer.shape[-2] - blocks * slots :, :].unflatten(-2, (blocks, slots)).movedim(-3, 1)
-                new[rows[place].to(part.device), columns[place].to(part.device)] = part
+                new[at[part.device]] = part
         if on_progress is not None:
-            on_progress(len(segments) * length)
+            on_progress((place.stop - place.start) * grid.segment_length)
     return buffers
 
 

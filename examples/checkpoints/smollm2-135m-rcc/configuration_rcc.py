@@ -52,7 +52,8 @@ class RCCConfig(PreTrainedConfig):
         slot_positions: positions that fitted or spread slots have; the rest of the base's range is for local and new
             tokens. Default: half of the range, or with `spread_slots` what a full window and an eighth leave of it, if
             that is less.
-        encode_batch_tokens: how many tokens the compressor sees in one forward call.
+        encode_batch_tokens: how many tokens the compressor sees in one forward call. None leaves it to the base's size
+            and the device (see `batch_tokens`).
         base_model_name_or_path: where the base's weights came from.
         adapter_only: whether the checkpoint holds the compressor alone, and the base is loaded from elsewhere.
         base_fingerprint: fingerprint of the base's weights that an adapter-only checkpoint was made with.
@@ -81,7 +82,7 @@ class RCCConfig(PreTrainedConfig):
         spread_slots: bool = False,
         fit_positions: bool = False,
         slot_positions: int | None = None,
-        encode_batch_tokens: int = 16384,
+        encode_batch_tokens: int | None = None,
         base_model_name_or_path: str | None = None,
         adapter_only: bool = False,
         base_fingerprint: str | None = None,
@@ -164,6 +165,23 @@ class RCCConfig(PreTrainedConfig):
                 "the last whole segment would not fit. Choose a larger window or a shorter segment"
             )
 
+    def batch_tokens(self, device_type: str) -> int:
+        """How many tokens the compressor sees in one forward call: `encode_batch_tokens`, or whole segments for None.
+
+        A small base needs many, or an accelerator waits for launches; in a large one many take much memory. So the two
+        widest activations of a layer (`intermediate_size`, in bfloat16) get 1 GiB, as long as that makes 16,384 to
+        65,536 tokens. A CPU has no launches to wait for, less memory, and caches: 16,384.
+
+        Args:
+            device_type: where, as in `torch.device.type`.
+        """
+        if self.encode_batch_tokens is not None:
+            return self.encode_batch_tokens
+        tokens = 16384
+        if device_type != "cpu":
+            tokens = min(max(2**28 // self.text_config.intermediate_size, tokens), 65536)
+        return max(1, tokens // self.segment_length) * self.segment_length
+
     def possible_ratios(self) -> list[int]:
         """All ratios that divide the segment length, ascending."""
         return [r for r in range(1, self.segment_length + 1) if self.segment_length % r == 0]
@@ -185,9 +203,10 @@ class RCCConfig(PreTrainedConfig):
                 f"slot_positions={self.slot_positions} leaves nothing for text, or nothing for slots: choose a number "
                 f"from 1 to {self.max_positions - 1}"
             )
-        for name in ("segment_length", "encode_batch_tokens"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1")
+        batch_tokens = self.segment_length if self.encode_batch_tokens is None else self.encode_batch_tokens
+        for name, number in (("segment_length", self.segment_length), ("encode_batch_tokens", batch_tokens)):
+            if not isinstance(number, int) or number < 1:
+                raise ValueError(f"{name}={number!r} must be a whole number of at least 1")
         if self.max_positions and self.segment_length > self.max_positions:
             raise ValueError(
                 f"segment_length={self.segment_length} is longer than the base's range of {self.max_positions} "

@@ -11,7 +11,8 @@ from .checking_rcc import slot_dtype
 from .compressed_ops_rcc import compact
 from .compressed_rcc import RCCMemory
 from .compressing_rcc import append_segments
-from .passes_rcc import Pass, enter_pass, install_hooks
+from .hooks_rcc import install_hooks
+from .passes_rcc import Pass, enter_pass
 from .positions_rcc import local_positions, slot_positions, slot_tokens
 from .segments_rcc import Grid, fill_head, join, join_masks, pack_left, split_head
 
@@ -73,6 +74,7 @@ def _start(model, cache: RCCCache, inputs: Tensor, mask: Tensor | None) -> tuple
             cache.head, cache.head_mask = None, None
         cache.start([], None, 0, num_head=0, local_length=inputs.shape[1], input_length=length)
         return inputs, mask
+    install_hooks(model.language_model.layers)  # here and not at each step, which would take as long as a few layers
     entries, entry_mask, shift = _front(model, cache.memory, head, cache.head_mask)
     num_head = 0 if head is None else head.shape[1]
     cache.start(entries, entry_mask, shift, num_head=num_head, local_length=inputs.shape[1], input_length=length)
@@ -133,7 +135,6 @@ def _decode_head(model, head: Tensor, mask: Tensor | None, rows: Tensor | None) 
     """Keys and values `[B, H, T, D]` of the raw tokens in front of the slots, for every layer."""
     decoder = model.language_model
     recorder = Cache(layers=[RecordingLayer() for _ in decoder.layers])
-    install_hooks(decoder.layers)
     positions = local_positions(mask, 0, head.shape[1], 0, head.device)
     with enter_pass(Pass("read", rows=rows) if model.scheme.adapts_tokens else None):
         decoder(attention_mask=mask, position_ids=positions, past_key_values=recorder, use_cache=True, **_named(head))
@@ -142,10 +143,7 @@ def _decode_head(model, head: Tensor, mask: Tensor | None, rows: Tensor | None) 
 
 def _reading(model, cache: RCCCache) -> Pass | None:
     """The pass for tokens behind the cache: read adapters on in rows that have memory, if they act on tokens."""
-    if not (cache.has_slots and model.scheme.adapts_tokens):
-        return None
-    install_hooks(model.language_model.layers)
-    return Pass("read", rows=cache.rows_with_slots())
+    return Pass("read", rows=cache.rows_with_slots) if cache.has_slots and model.scheme.adapts_tokens else None
 
 
 def last_columns(mask: Tensor | None, length: int) -> Tensor | None:

@@ -96,6 +96,12 @@ def layer_windows(text_config) -> dict[str, int | None] | int | None:
     return {kind: window if kind == "sliding_attention" else None for kind in {"full_attention", *kinds}}
 
 
+def cache_argument(layer: nn.Module) -> str:
+    """The name under which a decoder layer takes the cache."""
+    names = inspect.signature(type(layer).forward).parameters
+    return "layer_past" if "layer_past" in names else "past_key_values"
+
+
 def rotary_tables(decoder: PreTrainedModel, index: int, position_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine and sine `[B, T, R]` by which layer `index` of the base rotates keys at `position_ids` `[B, T]`.
 

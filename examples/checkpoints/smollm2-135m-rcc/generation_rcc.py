@@ -33,6 +33,10 @@ ARGUMENTS = {
 }
 """What `generate` takes beside the library's arguments, with its defaults."""
 
+STATIC_STEP = 256
+"""Static caches have a multiple of so many entries: each length compiles a step of its own, which takes far longer than
+to look past the entries that are too many, and few memories and prompts are equally long."""
+
 
 class RCCGenerationMixin(GenerationMixin):
     """Overrides of `GenerationMixin`; everything else of `generate` is the library's.
@@ -118,9 +122,11 @@ class RCCGenerationMixin(GenerationMixin):
         return None
 
     def _static_cache(self, generation_config, memory, num_entries: int, settings: dict) -> RCCStaticCache:
+        wanted = generation_config.max_cache_len or 0
+        if wanted < num_entries:
+            wanted = _static_length(num_entries, self.config.max_positions)
         # as the library does for its own: no shorter than the last one, for which a step may have been compiled
-        former = getattr(self, "_previous_max_cache_length", 0)
-        length = max(num_entries, generation_config.max_cache_len or 0, former)
+        length = max(wanted, getattr(self, "_previous_max_cache_length", 0))
         self._previous_max_cache_length = length
         return RCCStaticCache(self.config.text_config.num_hidden_layers, length, memory, **settings)
 
@@ -184,6 +190,12 @@ class RCCGenerationMixin(GenerationMixin):
             "RCC models do not support continuous batching (requests packed into one row would read each other's "
             "memory). Call generate() on a padded batch."
         )
+
+
+def _static_length(num_entries: int, max_positions: int | None) -> int:
+    """Entries of a static cache that needs `num_entries`; up to the base's range, where these are within it."""
+    length = -(-num_entries // STATIC_STEP) * STATIC_STEP
+    return length if max_positions is None or num_entries > max_positions else min(length, max_positions)
 
 
 def _rolling(own: dict) -> Rolling | None:

@@ -53,8 +53,9 @@ def decode_behind_context(
 def write_segments(model, inputs: Tensor, grid: Grid, ratio: int) -> tuple[Tensor, ...]:
     """States `[B, M, D]` of every layer for the segments of packed inputs; where rows have none, zeros."""
     scheme, decoder, slots = model.scheme, model.language_model, grid.segment_length // ratio
-    # with a graph, activations of all segments are kept however many are written at a time: all at once is fastest then
-    limit = grid.num_segments * grid.segment_length if _keeps_graph(decoder) else model.config.encode_batch_tokens
+    limit = model.config.batch_tokens(inputs.device.type)
+    if _keeps_graph(decoder):  # which keeps the activations of all segments anyway: all at once is fastest then
+        limit = grid.num_segments * grid.segment_length
     parts = []
     for _, segments in grid.segment_batches(inputs, limit):
         parts.append(scheme.write(decoder, scheme.empty(decoder, len(segments)), segments, ratio))
@@ -62,9 +63,9 @@ def write_segments(model, inputs: Tensor, grid: Grid, ratio: int) -> tuple[Tenso
     if not grid.is_ragged:
         return tuple(layer.unflatten(0, (len(inputs), -1)).flatten(1, 2) for layer in layers)
     shape = (len(inputs), max(grid.counts), slots)
-    cells = [grid.cells(layer.device) for layer in layers]
+    cells = {device: grid.cells(device) for device in {layer.device for layer in layers}}
     states = [layer.new_zeros(*shape, layer.shape[-1]) for layer in layers]
-    return tuple(s.index_put(c, x).flatten(1, 2) for s, c, x in zip(states, cells, layers, strict=True))
+    return tuple(s.index_put(cells[x.device], x).flatten(1, 2) for s, x in zip(states, layers, strict=True))
 
 
 def _keeps_graph(decoder) -> bool:

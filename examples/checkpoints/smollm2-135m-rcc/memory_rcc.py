@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The RCC scheme: states of every layer at every r-th token, which enter the decoder layer by layer."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -8,9 +9,11 @@ from torch import Tensor, nn
 
 from .adapters_rcc import LayerAdapters, SlotMap, SlotMark, make_adapters
 from .families_rcc import adaptable_linears, choose_linears, rotate_keys
+from .hooks_rcc import install_hooks
+from .linears_rcc import adapt_linears
 from .memory import MemoryScheme
-from .passes_rcc import Pass, enter_pass, install_hooks
-from .slot_passes_rcc import decode_amid, decode_slots, put_slots
+from .passes_rcc import EndOfPass, Pass, enter_pass
+from .slot_passes_rcc import decode_amid, decode_slots, project_slots, put_slots
 
 WIRINGS = ("replace", "add")
 
@@ -85,6 +88,7 @@ class RCCScheme(MemoryScheme):
             slot_map = SlotMap(width, self.options.map_rank, residual=self.options.wiring == "replace")
             mark = SlotMark(width) if self.options.mark_slots and index == 0 else None
             layer.rcc = LayerAdapters(write, read, slot_map, mark)
+            adapt_linears(layer, linears)
 
     def empty(self, decoder, batch_size):
         like = decoder.get_input_embeddings().weight
@@ -92,16 +96,19 @@ class RCCScheme(MemoryScheme):
 
     def write(self, decoder, state, segment, ratio):
         taken: dict[int, Tensor] = {}
+        last = len(decoder.layers) - 1
 
         def take(index: int, layer: nn.Module, hidden: Tensor) -> Tensor | None:
             marked = None if layer.rcc.mark is None else layer.rcc.mark(hidden, ratio)
             states = (hidden if marked is None else marked)[:, ratio - 1 :: ratio]
             taken[index] = states.contiguous()  # a view would keep the inputs of all layers
+            if index == last and not torch.is_grad_enabled():  # with a graph, sharded weights wait for the pass's end
+                raise EndOfPass
             return marked
 
         name = "inputs_embeds" if segment.is_floating_point() else "input_ids"
         install_hooks(decoder.layers)
-        with enter_pass(Pass("write", take)):
+        with suppress(EndOfPass), enter_pass(Pass("write", take)):
             decoder(**{name: segment}, use_cache=False)
         if state[0].shape[1] == 0:
             return tuple(taken[i] for i in range(len(decoder.layers)))
@@ -122,8 +129,7 @@ class RCCScheme(MemoryScheme):
     def keep(self, decoder, state):
         if self.options.wiring == "add":
             return tuple((hidden,) for hidden in state)
-        here = torch.zeros(state[0].shape[:2], dtype=torch.long, device=decoder.get_input_embeddings().weight.device)
-        return tuple(decode_slots(decoder, self._inject(state), state, here, None))
+        return tuple(project_slots(decoder, self._inject(state), state))
 
     def read(self, decoder, kept, position_ids, mask, head=None):
         if self.options.wiring == "add":

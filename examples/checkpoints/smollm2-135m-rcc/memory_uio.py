@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from .adapters_rcc import LayerAdapters, SlotVectors, make_adapters
 from .families_rcc import adaptable_linears, choose_linears, layer_windows, rotate_keys
+from .hooks_rcc import install_hooks
+from .linears_rcc import adapt_linears
 from .memory import MemoryScheme
-from .passes_rcc import Pass, enter_pass, install_hooks
-from .slot_passes_rcc import decode_amid, decode_slots, new_cache, put_slots, recorded
+from .passes_rcc import Pass, enter_pass
+from .slot_passes_rcc import decode_amid, new_cache, project_slots, put_slots, recorded
 
 FUSED = ("qkv_proj", "query_key_value")
 """Maps that make queries, keys and values in one, as some bases have them."""
@@ -113,6 +115,7 @@ class UIOScheme(MemoryScheme):
             read = make_adapters(readers, options.read_rank, options.adapter_scale)
             vectors = SlotVectors(decoder.config.hidden_size, options.slot_vectors) if index == 0 else None
             layer.rcc = LayerAdapters(write, read, None, vectors)
+            adapt_linears(layer, writers | readers)
 
     def empty(self, decoder, batch_size):
         like = decoder.get_input_embeddings().weight
@@ -165,8 +168,7 @@ class UIOScheme(MemoryScheme):
         return Pass("read", put, rows)
 
     def keep(self, decoder, state):
-        here = torch.zeros(state[0].shape[:2], dtype=torch.long, device=decoder.get_input_embeddings().weight.device)
-        return tuple(decode_slots(decoder, self._enter(state), state, here, None))
+        return tuple(project_slots(decoder, self._enter(state), state))
 
     def read(self, decoder, kept, position_ids, mask, head=None):
         return [

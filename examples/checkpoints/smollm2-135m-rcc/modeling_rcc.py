@@ -19,6 +19,7 @@ from .families_rcc import family_of, scale_logits
 from .generation_rcc import RCCGenerationMixin
 from .joint_rcc import decode_behind_context
 from .pretrained_rcc import RCCPreTrainedModel
+from .replicas_rcc import RCCReplicas
 from .schemes_rcc import make_scheme
 from .segments_rcc import HeadLength
 from .windows_rcc import decode_windows
@@ -59,6 +60,7 @@ class RCCModel(RCCPreTrainedModel):
         head_length: HeadLength | None = None,
         window: int | None = None,
         on_progress: Callable[[int], None] | None = None,
+        replicas: RCCReplicas | None = None,
     ) -> RCCMemory:
         """Compress a context. What is behind its last whole segment stays in the memory as raw local tokens.
 
@@ -74,11 +76,12 @@ class RCCModel(RCCPreTrainedModel):
             window: leave up to so many tokens raw, at least one segment, as `generate` does with a long prompt: the
                 local window of a stream. None compresses every whole segment.
             on_progress: called after every encoded batch with its number of source tokens.
+            replicas: copies of this model on other devices (`replicate`) that take their share of the segments.
 
         Raises:
             TypeError: if the ids are no integers, or `memory` is no memory.
             ValueError: if a context has less than one segment (and no window is given), shapes, devices or dtypes do
-                not fit, the memory comes from another model, or the ratio, the budget, the head or the window is
+                not fit, memory or replicas are another model's, or the ratio, the budget, the head or the window is
                 impossible.
         """
         return compress_context(
@@ -91,6 +94,7 @@ class RCCModel(RCCPreTrainedModel):
             head_length=head_length,
             window=window,
             on_progress=on_progress,
+            replicas=replicas,
         )
 
     def _replays(self) -> bool:

@@ -6,7 +6,7 @@ segment and a row of a ragged batch is cut as it would be alone. Inputs are ids 
 masks are `[B, T]`, 0 at padding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -158,27 +158,28 @@ class Grid:
         rows, blocks = torch.tensor(pairs, dtype=torch.long, device=device).reshape(-1, 2).unbind(1)
         return rows, blocks
 
-    def take_segments(self, inputs: Tensor, first: int, last: int) -> Tensor:
-        """Segments `first` to `last - 1` of the batch (row by row), `[n, W]` or `[n, W, D]`."""
+    def segment_batches(self, inputs: Tensor, max_tokens: int) -> Iterator[tuple[slice, Tensor]]:
+        """All segments (row by row) in batches `[n, W]` or `[n, W, D]` of at most `max_tokens` tokens (at least one
+        segment), each with its place among the segments of the batch."""
+        take = self._taker(inputs)
+        step = max(1, max_tokens // self.segment_length)
+        for first in range(0, self.num_segments, step):
+            place = slice(first, min(first + step, self.num_segments))
+            yield place, take(place)
+
+    def _taker(self, inputs: Tensor) -> Callable[[slice], Tensor]:
+        """What takes segments; nothing goes to the device any more when it is called."""
         if not self.is_ragged and set(self.lengths) == {self.width}:  # without indices, which would go to the device
             whole = inputs[:, : self.counts[0] * self.segment_length]
-            return whole.unflatten(1, (self.counts[0], self.segment_length)).flatten(0, 1)[first:last]
+            return whole.unflatten(1, (self.counts[0], self.segment_length)).flatten(0, 1).__getitem__
         starts = [
             (row, self.width - length + i * self.segment_length)
             for row, (length, n) in enumerate(zip(self.lengths, self.counts, strict=True))
             for i in range(n)
-        ][first:last]
-        rows, columns = torch.tensor(starts, dtype=torch.long, device=inputs.device).unbind(1)
+        ]
+        rows, columns = torch.tensor(starts, dtype=torch.long, device=inputs.device).reshape(-1, 2).unbind(1)
         steps = torch.arange(self.segment_length, device=inputs.device)
-        return inputs[rows[:, None], columns[:, None] + steps]
-
-    def segment_batches(self, inputs: Tensor, max_tokens: int) -> Iterator[tuple[slice, Tensor]]:
-        """All segments in batches of at most `max_tokens` tokens (at least one segment), each with its place among
-        the segments of the batch."""
-        step = max(1, max_tokens // self.segment_length)
-        for first in range(0, self.num_segments, step):
-            last = min(first + step, self.num_segments)
-            yield slice(first, last), self.take_segments(inputs, first, last)
+        return lambda place: inputs[rows[place, None], columns[place, None] + steps]
 
     def take_local(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         """The tokens behind each row's segments, padding in front, and their mask (None if rows are equally long)."""

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Passes in which rows of the decoder are slots: the slots alone, and slots amid tokens in training."""
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
 from .cache_rcc import RecordingLayer
-from .passes_rcc import Pass, enter_pass, install_hooks
+from .families_rcc import cache_argument, rotary_tables
+from .hooks_rcc import install_hooks
+from .passes_rcc import EndOfPass, Pass, enter_pass
 
 
 def put_slots(hidden: Tensor, slots: Tensor, start: int) -> Tensor:
@@ -27,6 +31,37 @@ def new_cache(decoder, shown: list[tuple[Tensor, Tensor]] | None = None) -> Cach
 def recorded(cache: Cache) -> list[tuple[Tensor, Tensor]]:
     """The keys and values `[B, H, T, D]` that the last pass gave to a cache of `new_cache`."""
     return [layer.recorded for layer in cache.layers]
+
+
+class EndingLayer(RecordingLayer):
+    """A recording layer that ends the decoder layer's run: the rest of it is for rows that somebody reads on."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        shown = super().update(key_states, value_states)
+        if torch.compiler.is_compiling():  # which an exception would end
+            return shown
+        raise EndOfPass
+
+
+def project_slots(decoder, entering: Pass, state: tuple[Tensor, ...]) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values `[B, H, M, D]` per layer of slots at position 0 that depend on nothing but their own rows.
+
+    Without a graph no layer runs further than to its keys and values, which is as far as `decode_slots` would be right.
+
+    Args:
+        entering: the pass that puts the slots of `state`, tensors `[B, M, D]`, into every layer.
+    """
+    here = torch.zeros(state[0].shape[:2], dtype=torch.long, device=decoder.get_input_embeddings().weight.device)
+    if torch.is_grad_enabled():
+        return decode_slots(decoder, entering, state, here, None)
+    cache = Cache(layers=[EndingLayer() for _ in decoder.layers])
+    install_hooks(decoder.layers)
+    for index, (layer, states) in enumerate(zip(decoder.layers, state, strict=True)):
+        places = here.to(states.device)
+        arguments = {"position_ids": places, "position_embeddings": rotary_tables(decoder, index, places)}
+        with suppress(EndOfPass), enter_pass(entering):
+            layer(states, **arguments, **{cache_argument(layer): cache})
+    return recorded(cache)
 
 
 def decode_slots(

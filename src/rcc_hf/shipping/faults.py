@@ -37,7 +37,7 @@ def faults(folder: Path, *, most_bytes: int = MOST_BYTES) -> list[str]:
     own = {file.name: file.read_bytes() for file in Path(modeling_rcc.__file__).parent.glob("*.py")}
     old = [file.name for file in sorted(folder.glob("*.py")) if own.get(file.name) != file.read_bytes()]
     if old:
-        found.append(f"its code is not that of modeling/: {', '.join(old)}; save it again")
+        found.append(f"its code is not that of modeling/: {', '.join(old)}; renew it with renew_code")
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if size > most_bytes:
         found.append(f"its weights have {size} bytes, at most {most_bytes} are shipped")
