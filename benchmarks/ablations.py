@@ -27,6 +27,7 @@ import yaml
 from ablation_variant import JOB, RESULT
 from gpus import environment, spread
 
+from rcc_hf.modeling.schemes_rcc import SCHEMES, option_names
 from rcc_hf.optional import import_optional
 from rcc_hf.recipes import Recipe, merge
 from rcc_hf.surroundings import surroundings
@@ -47,13 +48,23 @@ def read_variants(file: Path, *, tiny: bool = False) -> tuple[dict[str, dict[str
     for name, changes in data["variants"].items():
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
             raise ValueError(f"{file}: {name!r} names a folder; write it in small letters, digits, . and -")
-        recipe = merge(merge(data["common"], changes), data["tiny"] if tiny else {})
+        recipe = merge(merge(for_scheme(data["common"], changes), changes), data["tiny"] if tiny else {})
         try:
             Recipe.parse(recipe)
         except ValueError as error:
             raise ValueError(f"{file}: {name}: {error}") from error
         found[name] = recipe
     return found, data["ratios"]
+
+
+def for_scheme(common: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The common recipe for a variant of another scheme: without the options that this one does not have."""
+    scheme = changes.get("compressor", {}).get("scheme")
+    if scheme is None:
+        return common
+    others = {option for name in SCHEMES for option in option_names(name)} - set(option_names(scheme))
+    kept = {name: value for name, value in common["compressor"].items() if name not in others}
+    return {**common, "compressor": kept}
 
 
 def jobs(settings: argparse.Namespace) -> dict[str, dict[str, Any]]:

@@ -88,7 +88,7 @@ def test_compiled_steps_of_a_ragged_batch_with_beams(model, counters, mode):
     assert_decoded(decode(model, **arguments, **compiled()), decode(model, **arguments))
     equal, _ = case(model, mode, 3)
     assert_decoded(decode(model, **equal, **compiled()), decode(model, **equal))
-    assert graphs(counters) == 1
+    assert graphs(counters) == 2  # where rows differ in having slots, adapters are on in some: a step of its own
     settings = {"num_beams": 3, **GREEDY}
     assert torch.equal(model.generate(**arguments, **settings, **compiled()), model.generate(**arguments, **settings))
 

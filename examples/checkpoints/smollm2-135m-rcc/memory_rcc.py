@@ -8,12 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from .adapters_rcc import LayerAdapters, SlotMap, SlotMark, make_adapters
-from .families_rcc import adaptable_linears, choose_linears, rotate_keys
+from .families_rcc import adaptable_linears, choose_linears
 from .hooks_rcc import install_hooks
 from .linears_rcc import adapt_linears
 from .memory import MemoryScheme
 from .passes_rcc import EndOfPass, Pass, enter_pass
-from .slot_passes_rcc import decode_amid, decode_slots, project_slots, put_slots
+from .slot_passes_rcc import (
+    append_states,
+    decode_amid,
+    decode_slots,
+    empty_states,
+    project_slots,
+    put_slots,
+    rotate_kept,
+)
 
 WIRINGS = ("replace", "add")
 
@@ -91,8 +99,7 @@ class RCCScheme(MemoryScheme):
             adapt_linears(layer, linears)
 
     def empty(self, decoder, batch_size):
-        like = decoder.get_input_embeddings().weight
-        return tuple(like.new_zeros(batch_size, 0, decoder.config.hidden_size) for _ in decoder.layers)
+        return empty_states(decoder, batch_size)
 
     def write(self, decoder, state, segment, ratio):
         taken: dict[int, Tensor] = {}
@@ -110,9 +117,7 @@ class RCCScheme(MemoryScheme):
         install_hooks(decoder.layers)
         with suppress(EndOfPass), enter_pass(Pass("write", take)):
             decoder(**{name: segment}, use_cache=False)
-        if state[0].shape[1] == 0:
-            return tuple(taken[i] for i in range(len(decoder.layers)))
-        return tuple(torch.cat([old, taken[i].to(old.device)], 1) for i, old in enumerate(state))
+        return append_states(state, taken)
 
     def _inject(self, state, start: int = 0, rows: Tensor | None = None) -> Pass:
         """The pass in which M rows of each layer's input, from `start` on, are made from `state`."""
@@ -135,10 +140,7 @@ class RCCScheme(MemoryScheme):
         if self.options.wiring == "add":
             state = tuple(hidden for (hidden,) in kept)
             return decode_slots(decoder, self._inject(state), state, position_ids, mask, head)
-        return [
-            (rotate_keys(decoder, i, keys, position_ids.to(keys.device)), values)
-            for i, (keys, values) in enumerate(kept)
-        ]
+        return rotate_kept(decoder, kept, position_ids)
 
     def decode(self, decoder, state, inputs_embeds, mask, position_ids, num_head=0, rows=None, **kwargs):
         entering = self._inject(state, num_head, rows)

@@ -7,12 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from .adapters_rcc import LayerAdapters, SlotVectors, make_adapters
-from .families_rcc import adaptable_linears, choose_linears, layer_windows, rotate_keys
+from .families_rcc import adaptable_linears, choose_linears, layer_windows
 from .hooks_rcc import install_hooks
 from .linears_rcc import adapt_linears
 from .memory import MemoryScheme
 from .passes_rcc import Pass, enter_pass
-from .slot_passes_rcc import decode_amid, new_cache, project_slots, put_slots, recorded
+from .slot_passes_rcc import (
+    append_states,
+    decode_amid,
+    empty_states,
+    new_cache,
+    project_slots,
+    put_slots,
+    recorded,
+    rotate_kept,
+)
 
 FUSED = ("qkv_proj", "query_key_value")
 """Maps that make queries, keys and values in one, as some bases have them."""
@@ -118,8 +127,7 @@ class UIOScheme(MemoryScheme):
             adapt_linears(layer, writers | readers)
 
     def empty(self, decoder, batch_size):
-        like = decoder.get_input_embeddings().weight
-        return tuple(like.new_zeros(batch_size, 0, decoder.config.hidden_size) for _ in decoder.layers)
+        return empty_states(decoder, batch_size)
 
     def write(self, decoder, state, segment, ratio):
         self._check(decoder, segment.shape[1], ratio)
@@ -142,9 +150,7 @@ class UIOScheme(MemoryScheme):
 
         with enter_pass(Pass("write", take)):
             decoder(**inputs, use_cache=False)
-        if state[0].shape[1] == 0:
-            return tuple(taken[i] for i in range(len(decoder.layers)))
-        return tuple(torch.cat([old, taken[i].to(old.device)], 1) for i, old in enumerate(state))
+        return append_states(state, taken)
 
     def _check(self, decoder, length: int, ratio: int) -> None:
         limit, vectors = getattr(decoder.config, "max_position_embeddings", None), self.options.slot_vectors
@@ -171,10 +177,7 @@ class UIOScheme(MemoryScheme):
         return tuple(project_slots(decoder, self._enter(state), state))
 
     def read(self, decoder, kept, position_ids, mask, head=None):
-        return [
-            (rotate_keys(decoder, i, keys, position_ids.to(keys.device)), values)
-            for i, (keys, values) in enumerate(kept)
-        ]
+        return rotate_kept(decoder, kept, position_ids)
 
     def decode(self, decoder, state, inputs_embeds, mask, position_ids, num_head=0, rows=None, **kwargs):
         num_slots = state[0].shape[1]

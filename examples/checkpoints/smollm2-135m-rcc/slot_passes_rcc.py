@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Passes in which rows of the decoder are slots: the slots alone, and slots amid tokens in training."""
+"""States, and passes in which they are rows of the decoder: slots alone, and slots amid tokens in training."""
 
 from contextlib import suppress
 
@@ -8,9 +8,29 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from .cache_rcc import RecordingLayer
-from .families_rcc import cache_argument, rotary_tables
+from .families_rcc import cache_argument, rotary_tables, rotate_keys
 from .hooks_rcc import install_hooks
 from .passes_rcc import EndOfPass, Pass, enter_pass
+
+
+def empty_states(decoder, batch_size: int) -> tuple[Tensor, ...]:
+    """States `[B, 0, D]` of all layers."""
+    like = decoder.get_input_embeddings().weight
+    return tuple(like.new_zeros(batch_size, 0, decoder.config.hidden_size) for _ in decoder.layers)
+
+
+def append_states(state: tuple[Tensor, ...], taken: dict[int, Tensor]) -> tuple[Tensor, ...]:
+    """States `[B, M, D]` with those behind them that a pass has taken from the input of each layer."""
+    if state[0].shape[1] == 0:
+        return tuple(taken[i] for i in range(len(state)))
+    return tuple(torch.cat([old, taken[i].to(old.device)], 1) for i, old in enumerate(state))
+
+
+def rotate_kept(decoder, kept: tuple[tuple[Tensor, Tensor], ...], position_ids: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values `[B, H, M, D]` of every layer, their keys moved from position 0 to `position_ids` `[B, M]`."""
+    return [
+        (rotate_keys(decoder, i, keys, position_ids.to(keys.device)), values) for i, (keys, values) in enumerate(kept)
+    ]
 
 
 def put_slots(hidden: Tensor, slots: Tensor, start: int) -> Tensor:
