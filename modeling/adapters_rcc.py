@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .linears_rcc import adapter_key
-
 
 class TrainedPart(nn.Module):
     """A module whose parameters belong to the compressor, not to the base."""
@@ -176,3 +174,11 @@ class LayerAdapters(nn.Module):
         self.read = nn.ModuleDict(read)
         self.slot_map = slot_map
         self.mark = mark
+
+
+def adapter_key(name: str) -> str:
+    """The name of a linear map inside its layer, as a key of `nn.ModuleDict` (which allows no dots).
+
+    It does not end as the map's name does, or PEFT would take patterns for the base's maps to mean adapters too.
+    """
+    return name.replace(".", "_") + "_adapter"

@@ -16,9 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
-from rcc_hf.modeling.adapters_rcc import LowRankAdapter
+from rcc_hf.modeling.adapters_rcc import LowRankAdapter, adapter_key
 from rcc_hf.modeling.families_rcc import family_of
-from rcc_hf.modeling.linears_rcc import adapter_key
 from rcc_hf.modeling.modeling_rcc import RCCForCausalLM, RCCModel
 
 __all__ = ["Part", "from_peft_lora", "to_peft_lora"]

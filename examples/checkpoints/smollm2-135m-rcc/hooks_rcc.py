@@ -6,7 +6,8 @@ import threading
 import torch
 from torch import Tensor, nn
 
-from .linears_rcc import AdaptedLinear, adapter_key
+from .adapters_rcc import adapter_key
+from .linears_rcc import AdaptedLinear
 from .passes_rcc import running_pass
 
 _INSTALLING = threading.RLock()

@@ -6,10 +6,13 @@ where a quantiser has put a module of its own in the map's place; but a module w
 these do nothing.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .adapters_rcc import LowRankAdapter, adapter_key
 from .passes_rcc import ADAPTERS, running_pass
 
 MERGE_TOKENS = 4096
@@ -38,7 +41,7 @@ class AdaptedLinear(nn.Linear):
                 return F.linear(x, adapter.merge(self.weight), self.bias)
         return adapter(x, F.linear(x, self.weight, self.bias), current.rows)
 
-    def _find(self, kind: str) -> nn.Module | None:
+    def _find(self, kind: str) -> LowRankAdapter | None:
         layer, key = self.adapter_place
         adapters = getattr(layer.rcc, kind)  # looked up when called: PEFT may have put a wrapper there
         return adapters[key] if key in adapters else None  # noqa: SIM401  # a ModuleDict has no get
@@ -63,10 +66,10 @@ def adapt_linears(layer: nn.Module, linears: dict[str, nn.Linear]) -> None:
     for name, linear in linears.items():
         if type(linear) is nn.Linear:
             linear.__class__ = AdaptedLinear
-            linear.adapter_place = (layer, adapter_key(name))
+            cast(AdaptedLinear, linear).adapter_place = (layer, adapter_key(name))
 
 
-def adapted_weights(layers: nn.ModuleList, kind: str) -> list[tuple[nn.Module, Tensor]]:
+def adapted_weights(layers: nn.ModuleList, kind: str) -> list[tuple[LowRankAdapter, Tensor]]:
     """All adapters of one kind, each with the weight of its map.
 
     Raises:
@@ -104,11 +107,3 @@ def merges(linear: nn.Linear, x: Tensor) -> bool:
     if torch.is_grad_enabled():
         return torch.compiler.is_compiling()
     return x.numel() >= max(MERGE_TOKENS, linear.in_features // 2) * linear.in_features
-
-
-def adapter_key(name: str) -> str:
-    """The name of a linear map inside its layer, as a key of `nn.ModuleDict` (which allows no dots).
-
-    It does not end as the map's name does, or PEFT would take patterns for the base's maps to mean adapters too.
-    """
-    return name.replace(".", "_") + "_adapter"
