@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hooks by which a pass reaches the decoder: on every layer, and on linear maps that are not `AdaptedLinear`."""
+"""How a pass reaches the decoder: hooks on every layer, and linear maps that are `AdaptedLinear`, or have hooks too."""
 
 import threading
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapters_rcc import adapter_key
-from .linears_rcc import AdaptedLinear
+from .linears_rcc import AdaptedLinear, adapt
 from .passes_rcc import running_pass
 
 _INSTALLING = threading.RLock()
@@ -52,15 +52,19 @@ class AdapterHook:
         return adapters[self.key](args[0], output, current.rows)
 
 
-def install_hooks(layers: nn.ModuleList) -> None:
-    """Put the hooks on decoder layers that carry `layer.rcc`, where they are not there yet."""
+def install_hooks(layers: nn.ModuleList, *, check: bool = True) -> None:
+    """Put the hooks on decoder layers that carry `layer.rcc`, where they are not there yet.
+
+    Args:
+        check: refuse weights that have changed since they were fused.
+    """
     if torch.compiler.is_compiling() and all(_is_tapped(layer) for layer in layers):
         return  # a lock cannot be traced; the eager call before, the prefill, has put them there
     with _INSTALLING:  # two threads may begin at once
-        _install(layers)
+        _install(layers, check)
 
 
-def _install(layers: nn.ModuleList) -> None:
+def _install(layers: nn.ModuleList, check: bool) -> None:
     for index, layer in enumerate(layers):
         if not _is_tapped(layer):
             layer.register_forward_pre_hook(LayerInputHook(index), with_kwargs=True)
@@ -71,9 +75,14 @@ def _install(layers: nn.ModuleList) -> None:
             if key not in keys or hasattr(module, "base_layer"):
                 continue
             if isinstance(module, AdaptedLinear):
-                module.check_fused()
-            elif not any(isinstance(hook, AdapterHook) for hook in module._forward_hooks.values()):
+                if check:
+                    module.check_fused()
+            elif not _has_hook(module) and not adapt(module, layer, key):
                 module.register_forward_hook(AdapterHook(layer, key))
+
+
+def _has_hook(module: nn.Module) -> bool:
+    return any(isinstance(hook, AdapterHook) for hook in module._forward_hooks.values())
 
 
 def _is_tapped(layer: nn.Module) -> bool:

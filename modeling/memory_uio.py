@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from .adapters_rcc import LayerAdapters, SlotVectors, make_adapters
 from .families_rcc import adaptable_linears, choose_linears, layer_windows
 from .hooks_rcc import install_hooks
-from .linears_rcc import adapt_linears
 from .memory import MemoryScheme
 from .passes_rcc import Pass, enter_pass
 from .slot_passes_rcc import (
@@ -124,7 +123,6 @@ class UIOScheme(MemoryScheme):
             read = make_adapters(readers, options.read_rank, options.adapter_scale)
             vectors = SlotVectors(decoder.config.hidden_size, options.slot_vectors) if index == 0 else None
             layer.rcc = LayerAdapters(write, read, None, vectors)
-            adapt_linears(layer, writers | readers)
 
     def empty(self, decoder, batch_size):
         return empty_states(decoder, batch_size)

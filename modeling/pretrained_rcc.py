@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .adapters_rcc import LowRankAdapter, TrainedPart
 from .configuration_rcc import RCCConfig
+from .hooks_rcc import install_hooks
 from .linears_rcc import adapted_weights
 from .loading_rcc import LoadableModel
 from .passes_rcc import ADAPTERS, enter_pass, running_pass
@@ -58,6 +59,7 @@ class RCCPreTrainedModel(LoadableModel):
         unknown = set(kinds) - set(ADAPTERS)
         if unknown:
             raise ValueError(f"adapters {sorted(unknown)} are not known; choose of {', '.join(ADAPTERS)}")
+        install_hooks(self._layers(), check=False)
         pairs = [pair for kind in kinds or ADAPTERS for pair in adapted_weights(self._layers(), kind)]
         for adapter, weight in pairs:
             adapter.fuse(weight)

@@ -115,6 +115,26 @@ def test_a_module_of_a_quantiser_in_a_maps_place(variant):
         model.fuse_adapters()
 
 
+def test_until_the_first_pass_maps_are_the_bases_own():
+    """Quantisers look for this very class."""
+    model = rcc_model()
+    maps = [m for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".rcc." not in n]
+    model(PROMPT)
+    assert {type(m) for m in maps} == {nn.Linear}
+    model.compress(CONTEXT)
+    assert {type(m) for m in maps if m is not model.lm_head} == {AdaptedLinear}
+
+
+def test_a_map_whose_forward_was_wrapped(variant):
+    """As accelerate does where weights are elsewhere: it calls the method that it has found, whatever the class is."""
+    model = rcc_model(**variant)
+    expected = answer(rcc_model(**variant))
+    for layer in model.model.language_model.layers:
+        plain = layer.mlp.down_proj.forward
+        layer.mlp.down_proj.forward = lambda x, plain=plain: plain(x)
+    assert ratio_of_norms(answer(model), expected) <= 1e-12
+
+
 def test_without_memory_no_map_has_a_hook(variant):
     """A module that has some is slower to call, though they do nothing."""
     model = rcc_model(**variant)

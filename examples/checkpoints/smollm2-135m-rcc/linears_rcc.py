@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The base's linear maps with adapters: one product where that costs less, and the plain map outside of a pass.
 
-A map becomes an `AdaptedLinear` by its class alone, so that its weights keep their names. A hook would do too, and does
-where a quantiser has put a module of its own in the map's place; but a module with hooks is slower to call even when
-these do nothing.
+A map becomes an `AdaptedLinear` by its class alone, at the first pass: until then quantisers find the base's own. A
+hook would do too, and does where one of them has put its own module in the map's place; but a module with hooks is
+slower to call even when these do nothing.
 """
 
 from typing import cast
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .adapters_rcc import LowRankAdapter, adapter_key
+from .adapters_rcc import LowRankAdapter
 from .passes_rcc import ADAPTERS, running_pass
 
 MERGE_TOKENS = 4096
@@ -61,12 +61,17 @@ class AdaptedLinear(nn.Linear):
                 )
 
 
-def adapt_linears(layer: nn.Module, linears: dict[str, nn.Linear]) -> None:
-    """Let linear maps of a decoder layer, by dotted name, add the adapters that `layer.rcc` has for them."""
-    for name, linear in linears.items():
-        if type(linear) is nn.Linear:
-            linear.__class__ = AdaptedLinear
-            cast(AdaptedLinear, linear).adapter_place = (layer, adapter_key(name))
+def adapt(linear: nn.Module, layer: nn.Module, key: str) -> bool:
+    """Let a linear map of a decoder layer add the adapters that `layer.rcc` has under `key`, if it is a plain one.
+
+    Not where another module stands in the map's place, or where its `forward` was wrapped (by accelerate, say): a class
+    would not be asked there.
+    """
+    if type(linear) is not nn.Linear or "forward" in vars(linear):
+        return False
+    cast(AdaptedLinear, linear).adapter_place = (layer, key)
+    linear.__class__ = AdaptedLinear
+    return True
 
 
 def adapted_weights(layers: nn.ModuleList, kind: str) -> list[tuple[LowRankAdapter, Tensor]]:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from .adapters_rcc import LayerAdapters, SlotMap, SlotMark, make_adapters
 from .families_rcc import adaptable_linears, choose_linears
 from .hooks_rcc import install_hooks
-from .linears_rcc import adapt_linears
 from .memory import MemoryScheme
 from .passes_rcc import EndOfPass, Pass, enter_pass
 from .slot_passes_rcc import (
@@ -96,7 +95,6 @@ class RCCScheme(MemoryScheme):
             slot_map = SlotMap(width, self.options.map_rank, residual=self.options.wiring == "replace")
             mark = SlotMark(width) if self.options.mark_slots and index == 0 else None
             layer.rcc = LayerAdapters(write, read, slot_map, mark)
-            adapt_linears(layer, linears)
 
     def empty(self, decoder, batch_size):
         return empty_states(decoder, batch_size)
