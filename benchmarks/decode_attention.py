@@ -106,8 +106,13 @@ def inputs(shape: Shape, batch: int, entries: int, dtype: torch.dtype, device: s
 
 def recorded(way: Way, sets: list[tuple[Tensor, ...]]) -> Callable[[], None]:
     """A function that runs the way once on each set."""
+
+    def run() -> None:
+        for one in sets:
+            way(*one)
+
     if not sets[0][0].is_cuda:
-        return lambda: [way(*one) for one in sets] and None
+        return run
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
@@ -115,8 +120,7 @@ def recorded(way: Way, sets: list[tuple[Tensor, ...]]) -> Callable[[], None]:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for one in sets:
-            way(*one)
+        run()
     return graph.replay
 
 

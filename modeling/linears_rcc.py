@@ -80,14 +80,11 @@ def adapted_weights(layers: nn.ModuleList, kind: str) -> list[tuple[LowRankAdapt
     Raises:
         ValueError: if a weight is none that can be added to.
     """
-    found, places = [], {}
+    found = []
     for layer in layers:
-        for module in layer.modules():
-            if isinstance(module, AdaptedLinear):
-                places[module.adapter_place] = module
-    for layer in layers:
+        linears = {module.adapter_place[1]: module for module in layer.modules() if isinstance(module, AdaptedLinear)}
         for key, adapter in getattr(layer.rcc, kind).items():
-            linear = places.get((layer, key))
+            linear = linears.get(key)
             if linear is None or not _is_plain(linear):
                 raise ValueError(
                     f"the weight under {key!r} is quantised or offloaded, so that no adapter can be added to it. Load "

@@ -13,14 +13,12 @@ from rcc_hf.compiling import compiled_compressor
 
 
 @pytest.fixture
-def arguments(tmp_path):
+def arguments(tmp_path, counters):
     """Checkpoint and text."""
     rcc_model(dtype=torch.float32).save_pretrained(tmp_path / "model")
     tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "text").write_text(words(tokens(1, 3 * SEGMENT + 5)[0]))
-    torch._dynamo.reset()
-    yield ["compress", str(tmp_path / "model"), str(tmp_path / "text")]
-    torch._dynamo.reset()
+    return ["compress", str(tmp_path / "model"), str(tmp_path / "text")]
 
 
 def backend(monkeypatch, value):

@@ -11,17 +11,10 @@ from torch import nn
 from rcc_hf.compiling import compiled_compressor
 from rcc_hf.training.compiling import compiled_blocks
 
+pytestmark = pytest.mark.usefixtures("counters")
+
 LENGTHS = (3, 6, 5, 4)
 """Segments of some contexts: with three segments a batch the last batch is of 3, 2 and 1."""
-
-
-@pytest.fixture(autouse=True)
-def counters():
-    """What the compiler has counted since the start of the test."""
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    yield torch._dynamo.utils.counters
-    torch._dynamo.reset()
 
 
 def graphs(counters) -> int:

@@ -23,15 +23,6 @@ def compiled(backend="eager"):
     return {**STATIC, "compile_config": config}
 
 
-@pytest.fixture
-def counters():
-    """What the compiler has counted since the start of the test."""
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    yield torch._dynamo.utils.counters
-    torch._dynamo.reset()
-
-
 def graphs(counters) -> int:
     assert not counters["graph_break"]
     return counters["stats"]["unique_graphs"]

@@ -11,17 +11,10 @@ from rcc_hf.training import running as running_module
 from rcc_hf.training import train
 from rcc_hf.training.compiling import compiled_blocks
 
+pytestmark = pytest.mark.usefixtures("counters")
+
 STEPS = ((4, 1), (8, 1), (2, 1), (16, 1), (4, 2), (8, 2), (4, 1))
 """Ratio and segments of some steps."""
-
-
-@pytest.fixture(autouse=True)
-def counters():
-    """What the compiler has counted since the start of the test."""
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    yield torch._dynamo.utils.counters
-    torch._dynamo.reset()
 
 
 def step(model, ratio, segments):

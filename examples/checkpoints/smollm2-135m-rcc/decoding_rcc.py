@@ -3,10 +3,9 @@
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .cache_rcc import RCCCache, RecordingLayer
+from .cache_rcc import RCCCache
 from .checking_rcc import slot_dtype
 from .compressed_ops_rcc import compact
 from .compressed_rcc import RCCMemory
@@ -15,6 +14,7 @@ from .hooks_rcc import install_hooks
 from .passes_rcc import Pass, enter_pass
 from .positions_rcc import local_positions, slot_positions, slot_tokens
 from .segments_rcc import Grid, fill_head, join, join_masks, pack_left, split_head
+from .slot_passes_rcc import new_cache, recorded
 
 
 def decode_with_cache(model, cache: RCCCache, inputs: Tensor, attention_mask: Tensor | None, **kwargs):
@@ -134,11 +134,11 @@ def _front(model, memory: RCCMemory, head: Tensor | None, head_mask: Tensor | No
 def _decode_head(model, head: Tensor, mask: Tensor | None, rows: Tensor | None) -> list[tuple[Tensor, Tensor]]:
     """Keys and values `[B, H, T, D]` of the raw tokens in front of the slots, for every layer."""
     decoder = model.language_model
-    recorder = Cache(layers=[RecordingLayer() for _ in decoder.layers])
+    recorder = new_cache(decoder)
     positions = local_positions(mask, 0, head.shape[1], 0, head.device)
     with enter_pass(Pass("read", rows=rows) if model.scheme.adapts_tokens else None):
         decoder(attention_mask=mask, position_ids=positions, past_key_values=recorder, use_cache=True, **_named(head))
-    return [layer.recorded for layer in recorder.layers]
+    return recorded(recorder)
 
 
 def _reading(model, cache: RCCCache) -> Pass | None:
